@@ -1,0 +1,47 @@
+"""Pictures and ``split.json`` in one zip file or in a folder."""
+
+import zipfile
+from pathlib import Path
+
+from promptbench.data import Card, Pictures, Splits, read_splits
+from promptbench.errors import UserError
+from promptbench.files import hash_file, hash_value
+
+
+def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
+    """The splits and pictures under ``folder / card.source``. Raises UserError if they are not there."""
+    source = folder / card.source
+    if source.is_dir():
+        return _folder(source)
+    if not zipfile.is_zipfile(source):
+        raise UserError(f"{card.name}: expected a zip file or a folder with split.json at {source}.")
+    with zipfile.ZipFile(source) as archive:
+        # Read whole: embedded archives are a few MB, and worker processes then share no file handle.
+        files = {name: archive.read(name) for name in archive.namelist()}
+    if "split.json" not in files:
+        raise UserError(f"{card.name}: there is no split.json in {source}.")
+    splits, _ = read_splits(files["split.json"], f"split.json in {source}")
+    return splits, files.__getitem__, hash_file(source)
+
+
+def _folder(root: Path) -> tuple[Splits, Pictures, str]:
+    split = root / "split.json"
+    if not split.is_file():
+        raise UserError(f"There is no split.json in {root}; put the split file there.")
+    splits, fingerprint = read_splits(split.read_bytes(), str(split))
+    inside = root.resolve()
+    files: dict[str, tuple[int, int]] = {}
+    for item in (item for items in splits.values() for item in items):
+        path = (root / item.path).resolve()
+        if not path.is_relative_to(inside):
+            raise UserError(f"{split} names {item.path!r}, which lies outside {root}; correct the path.")
+        if not path.is_file():
+            raise UserError(f"{split} names {item.path!r}, which is not in {root}; restore the picture.")
+        found = path.stat()
+        files[item.path] = (found.st_size, found.st_mtime_ns)
+
+    def picture(path: str) -> bytes:
+        return (root / path).read_bytes()
+
+    # Sizes and times stand for the contents, which would take minutes to hash in a large dataset.
+    return splits, picture, hash_value([fingerprint, files])

@@ -1,0 +1,23 @@
+"""scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 grey levels, as dark ink on white."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from promptbench.data import Card, Pictures, Splits, read_splits
+from promptbench.files import hash_value
+
+
+def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
+    """Splits from ``card.source``, whose paths are indices into the scans."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits().images  # [1797, 8, 8], 0 (paper) to 16 (ink)
+    source = folder / card.source
+    splits, fingerprint = read_splits(source.read_bytes(), str(source))
+
+    def picture(path: str) -> Image.Image:
+        return Image.fromarray((255 - scans[int(path)] * (255 / 16)).round().astype(np.uint8))
+
+    return splits, picture, hash_value([fingerprint, "scikit-learn digits, ink on white"])

@@ -1,0 +1,1 @@
+"""The methods: one file each, found by scanning this folder. Nothing is registered by hand."""

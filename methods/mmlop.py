@@ -1,0 +1,138 @@
+"""MMLoP: low-rank multi-modal prompts anchored to frozen CLIP."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.method import Batch, Method, PromptSettings
+from promptbench.templates import GENERIC_60
+from promptbench.weights import Shape
+
+
+class MMLoPSettings(PromptSettings):
+    lr: float = 0.0025
+    epochs: int = 30
+    batch_size: int = 4
+    n_ctx: int = Field(4, ge=1, description="T: context tokens, in both towers")
+    rank: int = Field(1, ge=1, description="r of U (T x r) and V (r x d)")
+    depth: int = Field(9, ge=1, description="layers with prompts, the input counted")
+    shared: bool = Field(True, description="one U for both towers instead of one each")
+    consistency: Literal["both", "features", "logits", "off"] = "both"
+    text_weight: float = Field(25.0, ge=0)
+    image_weight: float = Field(10.0, ge=0)
+    logit_weight: float = Field(1.0, ge=0)
+    drift: Literal["off", "test", "both"] = Field("both", description="uniform drift correction")
+    anchor: Literal["templates", "words"] = Field("templates", description="60 templates or ctx_init")
+    init: Literal["matched", "small", "words"] = "matched"
+    residual: bool = Field(False, description="layer 1 text prompt = word embeddings + U V_t, V_t from 0")
+
+
+class MMLoP(Method):
+    """MMLoP: Multi-Modal Low-Rank Prompting for efficient vision-language adaptation, arXiv 2602.21397.
+
+    Published (no code is): layer i has P_t = U V_t and P_v = U V_v, U (T x r) shared by the towers, V_t
+    (r x d_t), V_v (r x d_v); loss = cross-entropy + consistency with frozen CLIP; uniform drift
+    correction t'_c = normalise(t_c - d), d = mean over classes of (t_c - g_c), g_c the frozen anchor.
+
+    Trainable parameters: J * (T r + r d_t + r d_v), unshared J * (2 T r + r d_t + r d_v)
+    (ViT-B/16, T = 4, r = 1, J = 9: 11,556).
+
+    Not published, so our choice (PromptSRC's where it has one):
+      prompts      enter as in IVLP: text tokens replace "a photo of a", vision tokens follow the patches
+      consistency  25 * mean|t'_c - g_c| + 10 * mean|f - z| + 1 * KL(p_frozen || p) / (B C), z the frozen
+                   feature of the same view, p_frozen the frozen CLIP's softmax with the anchors g as text
+      anchor g     60 generic templates, averaged before normalisation (``anchor=words``: ctx_init)
+      drift        t_c and g_c unit-norm; over the classes of the current classifier; in training and in
+                   testing, the consistency loss sees the corrected features
+      init         ``matched``: U ~ N(0, 1), V ~ N(0, 0.02 / sqrt r), so that products have IVLP's std 0.02;
+                   ``small``: U, V ~ N(0, 0.02); ``words``: layer 1 text prompt = best rank-r fit of the
+                   words' embeddings, U scaled to unit mean square, the rest as ``matched``
+      settings     SGD 0.0025, batch 4; depth 9 and 30 epochs for base2novel, 50 for fewshot; depth 3 and
+                   30 epochs for crossdataset and domain
+    """
+
+    name = "mmlop"
+    paper = "arXiv:2602.21397"
+    trains = frozenset({"text", "vision"})
+    formula = "J (T r + r d_t + r d_v)"
+    Settings = MMLoPSettings
+
+    def __init__(self, clip: FrozenCLIP, settings: MMLoPSettings, classes: Classes) -> None:
+        super().__init__(clip, settings, classes)
+        s, shape = settings, clip.shape
+        u_std, v_std = (0.02, 0.02) if s.init == "small" else (1.0, 0.02 / s.rank**0.5)
+
+        def factors(rows: int, columns: int, std: float) -> nn.ParameterList:
+            return nn.ParameterList(torch.empty(rows, columns).normal_(std=std) for _ in range(s.depth))
+
+        self.U = factors(s.n_ctx, s.rank, u_std)
+        self.U_vision = None if s.shared else factors(s.n_ctx, s.rank, u_std)
+        self.V_text = factors(s.rank, shape.text_width, v_std)
+        self.V_vision = factors(s.rank, shape.vision_width, v_std)
+        with torch.no_grad():
+            words = self.initial_context(s.n_ctx, s.ctx_init)
+            if s.init == "words":
+                left, values, right = torch.linalg.svd(words, full_matrices=False)
+                kept = min(s.rank, len(values))
+                self.U[0][:, :kept] = left[:, :kept] * s.n_ctx**0.5
+                self.V_text[0][:kept] = values[:kept, None] * right[:kept] / s.n_ctx**0.5
+            if s.residual:
+                self.V_text[0].zero_()
+        self.register_buffer("words", words.to(clip.device) if s.residual else None, persistent=False)
+
+    @classmethod
+    def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
+        if benchmark in ("crossdataset", "domain"):
+            return {"depth": 3}
+        return {"epochs": 50} if benchmark == "fewshot" else {}
+
+    @classmethod
+    def parameter_count(cls, settings: MMLoPSettings, shape: Shape, n_classes: int) -> int:
+        s = settings
+        left = s.n_ctx * (1 if s.shared else 2)
+        return s.depth * s.rank * (left + shape.text_width + shape.vision_width)
+
+    @property
+    def needs_frozen(self) -> bool:
+        return self.settings.consistency != "off"
+
+    def prompts(self) -> Prompts:
+        text = [u @ v for u, v in zip(self.U, self.V_text, strict=True)]
+        if self.words is not None:
+            text[0] = text[0] + self.words
+        left = self.U if self.U_vision is None else self.U_vision
+        return Prompts(text, [u @ v for u, v in zip(left, self.V_vision, strict=True)])
+
+    def anchors(self, classes: Classes) -> Tensor:
+        """Unit-norm frozen text features g: [C, e]."""
+        words = f"{self.settings.ctx_init} {{}}.".strip()
+        templates = GENERIC_60 if self.settings.anchor == "templates" else (words,)
+        return self.clip.frozen_text(classes, templates, normalise_each=False)
+
+    def text_features(self, classes: Classes) -> Tensor:
+        text = super().text_features(classes)
+        if self.settings.drift == "both" or (self.settings.drift == "test" and not self.training):
+            text = F.normalize(text - (text - self.anchors(classes)).mean(dim=0), dim=-1)
+        return text
+
+    def loss(self, batch: Batch, classes: Classes) -> Tensor:
+        s, scale = self.settings, self.clip.scale
+        text, image = self.text_features(classes), self.image_features(batch)
+        logits = scale * image @ text.T
+        loss = F.cross_entropy(logits, batch.labels)
+        if s.consistency == "off":
+            return loss
+        assert batch.frozen is not None
+        anchors, frozen = self.anchors(classes), F.normalize(batch.frozen, dim=-1)
+        if s.consistency in ("both", "features"):
+            loss = loss + s.text_weight * (text - anchors).abs().mean()
+            loss = loss + s.image_weight * (image - frozen).abs().mean()
+        if s.consistency in ("both", "logits"):
+            reference = (scale * frozen @ anchors.T).log_softmax(dim=-1)
+            divergence = F.kl_div(logits.log_softmax(dim=-1), reference, reduction="sum", log_target=True)
+            loss = loss + s.logit_weight * divergence / logits.numel()
+        return loss

@@ -1,0 +1,50 @@
+"""Zero-shot CLIP: the frozen model and the dataset's template; nothing is trained."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from promptbench.clip import Classes
+from promptbench.method import Method, Settings
+
+# The seven "select" templates of CoOp's ZeroshotCLIP2.
+SELECT = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+
+class ZeroShotSettings(Settings):
+    templates: Literal["dataset", "ensemble"] = "dataset"
+
+
+class ZeroShot(Method):
+    """Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
+
+    logits = s * cos(f, t_c), t_c the text feature of the dataset's template with the class name.
+    Trainable parameters: 0. One run, no seed (KaiyangZhou/CoOp: trainers/zsclip.py).
+
+    ``templates=ensemble`` is ZeroshotCLIP2: the mean of the normalised features of seven generic
+    templates and the dataset's own, normalised again. The official class keeps appending to one list, so
+    a second dataset in the same process sees the first one's template; here it does not.
+    """
+
+    name = "zeroshot"
+    paper = "arXiv:2103.00020"
+    Settings = ZeroShotSettings
+
+    def text_features(self, classes: Classes) -> Tensor:
+        templates = (classes.template,)
+        if self.settings.templates == "ensemble":
+            templates = (*SELECT, *(t for t in templates if t not in SELECT))
+        return self.clip.frozen_text(classes, templates)
+
+    @classmethod
+    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,393 @@
+"""The command line. Every command imports what it needs when it runs, so that --help answers at once."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptbench.errors import UserError
+
+if TYPE_CHECKING:
+    from promptbench.trials import Trial
+
+app = typer.Typer(
+    name="promptbench",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _examples(*lines: str) -> str:
+    """An epilog that keeps its lines: rich joins lines that are not paragraphs."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.callback(
+    epilog=_examples(
+        "promptbench run mmlop --benchmark base2novel", "promptbench compare --plot tradeoff"
+    )
+)
+def _app(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Prompt learning on CLIP: train, evaluate and compare methods on one engine."""
+    if version:
+        import promptbench
+
+        print(promptbench.__version__)
+        raise typer.Exit
+
+
+@app.command(
+    epilog=_examples(
+        "promptbench run coop maple mmlop zeroshot --benchmark base2novel --seeds 1,2,3",
+        "promptbench run mmlop --dataset icons --set rank=2 --epochs 3",
+    )
+)
+def run(
+    methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="See `promptbench ls methods`.")],
+    benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
+    suite: Annotated[str, typer.Option(help="All datasets of a suite.")] = "pocket",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this dataset, by name or by the path of its card; may be repeated."),
+    ] = None,
+    shots: Annotated[str | None, typer.Option(help="Training pictures per class, such as 16 or 1,4.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2,3.")] = "1",
+    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs instead of the method's own.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of every method, or METHOD.KEY=VALUE of one; may be repeated.",
+        ),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="See `promptbench ls backbones`.")] = "pocket",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Weights of the backbone: an open_clip tag or a local file.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")] = "test",
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode pictures.")] = None,
+    out: Out = Path("results"),
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Smoke run: evaluate at most so many pictures per class; not compared."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False,
+) -> None:
+    """Train methods and evaluate them; a trial that is done is not run again, one cut off goes on."""
+    from promptbench import data, environment
+    from promptbench import method as registry
+    from promptbench.cache import FeatureCache, default_folder
+    from promptbench.execute import execute
+    from promptbench.progress import make_reporter
+    from promptbench.trials import get_benchmark, plan
+
+    _one_of("--split", split, ("train", "val", "test"))
+    _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
+    chosen = get_benchmark(benchmark)
+    datasets = {d.name: d for d in (data.load(name) for name in dataset or data.suite(suite))}
+    trials = plan(
+        chosen,
+        kinds,
+        list(datasets.values()),
+        seeds=_numbers("--seeds", seeds),
+        shots=_numbers("--shots", shots, least=1) if shots else None,
+        overrides=_overrides(set_ or [], [kind.name for kind in kinds]),
+        epochs=epochs,
+        split=split,  # type: ignore[arg-type]  # checked above
+        limit=limit,
+        backbone=backbone,
+        pretrained=pretrained,
+        precision=precision,
+    )
+    if dry_run:
+        _show_plan(trials, out)
+        return
+    device = environment.default_device()
+    if workers is None:
+        workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
+    with make_reporter(len(trials)) as reporter, _interruptible(trials, out):
+        outcome = execute(
+            trials, datasets, out, reporter, force, device, workers, FeatureCache(default_folder())
+        )
+    if outcome.records:
+        from promptbench.compare import frame, render, summarise
+
+        print(render(summarise(frame(outcome.records)), "table", _title(chosen.name, outcome.records)))
+    if outcome.failures:
+        trial, error = outcome.failures[0]
+        more = f" ({len(outcome.failures)} trials failed)" if len(outcome.failures) > 1 else ""
+        raise UserError(f"{trial.label}: {error}{more}")
+
+
+@app.command(
+    epilog=_examples(
+        "promptbench compare --plot tradeoff",
+        "promptbench compare --out results/reference --format md",
+    )
+)
+def compare(
+    benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
+    backbone: Annotated[str | None, typer.Option(help="Only records of this backbone.")] = None,
+    style: Annotated[str, typer.Option("--format", help="table, md, csv, latex or json.")] = "table",
+    plot: Annotated[str | None, typer.Option(help="Draw a figure too: tradeoff.")] = None,
+    metric: Annotated[str, typer.Option(help="What the figure shows: hm, base, novel or all.")] = "hm",
+    plots: Annotated[Path | None, typer.Option(help="Folder for figures; default: plots in --out.")] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Table and figures of all records in the results folder. Nothing is trained."""
+    from promptbench.compare import load_frame, render, summarise
+    from promptbench.trials import get_benchmark
+
+    _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
+    _one_of("--metric", metric, ("hm", "base", "novel", "all"))
+    if plot is not None:
+        _one_of("--plot", plot, ("tradeoff",))
+    summary = summarise(load_frame(out, get_benchmark(benchmark).name, backbone))
+    print(render(summary, style, benchmark if style in ("table", "latex") else ""))  # type: ignore[arg-type]
+    if plot:
+        from promptbench.plots import tradeoff
+
+        for path in tradeoff(summary, plots or out / "plots", metric):
+            print(f"wrote {path}", file=sys.stderr)
+
+
+@app.command(
+    "ls", epilog=_examples("promptbench ls methods", "promptbench ls methods --backbone ViT-B-16-quickgelu")
+)
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, datasets, benchmarks or backbones.")],
+    backbone: Annotated[str, typer.Option(help="Count the methods' parameters on it.")] = "pocket",
+) -> None:
+    """List what can be named on the command line."""
+    listings: dict[str, Callable[[], list[dict[str, str]]]] = {
+        "methods": lambda: _list_methods(backbone),
+        "datasets": _list_datasets,
+        "benchmarks": _list_benchmarks,
+        "backbones": _list_backbones,
+    }
+    _one_of("LIST", what, tuple(listings))
+    _print_rows(listings[what]())
+
+
+@app.command(
+    epilog=_examples(
+        "promptbench show 3f2a91c0", "promptbench show results/runs/base2novel/mmlop/icons/shots16-seed1-3f2a91c0"
+    )
+)
+def show(
+    trial: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the start of its hash.")],
+    out: Out = Path("results"),
+) -> None:
+    """What one run measured, with its settings and where it ran."""
+    from promptbench.records import read_record, read_records
+
+    record = read_record(Path(trial))
+    if record is None:
+        found = [r for r in read_records(out)[0] if r.hash.startswith(trial)] if trial else []
+        if len(found) != 1:
+            what = "No run" if not found else f"{len(found)} runs"
+            raise UserError(
+                f"{what} under {out} with a hash starting with {trial!r}; give its folder, or look with "
+                f"`promptbench compare --out {out} --format csv`."
+            )
+        record = found[0]
+    seconds = record.seconds
+    rows = [
+        ("run", f"{record.trial.label} ({record.trial.benchmark}, {record.hash[:8]})"),
+        *((f"{c.classes}, {c.split}", f"{c.accuracy:.2f} % ({c.correct}/{c.total})") for c in record.evaluations),
+        ("trainable parameters", f"{record.trainable_parameters:,}"),
+        ("steps", f"{record.steps:,}"),
+        ("seconds", f"{seconds.train:.1f} train, {seconds.frozen:.1f} frozen, {seconds.evaluate:.1f} evaluate"),
+        ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
+        ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
+        ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),
+        *((key, str(value)) for key, value in record.environment.items() if not isinstance(value, dict)),
+        ("packages", ", ".join(f"{k} {v}" for k, v in record.environment["packages"].items())),
+    ]
+    worst = sorted(record.evaluations[-1].per_class.items(), key=lambda kv: kv[1][0] / max(1, kv[1][1]))[:5]
+    rows.append(("weakest classes", ", ".join(f"{name} {c}/{n}" for name, (c, n) in worst)))
+    _print_rows([{"": key, " ": value} for key, value in rows])
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        from promptbench.errors import unknown
+
+        raise unknown(f"value of {option}", value, known)
+
+
+def _numbers(option: str, text: str, least: int = 0) -> list[int]:
+    """ "1,2,3" -> [1, 2, 3], without doubles."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes numbers such as 1,2,3, not {text!r}.") from None
+    if min(values) < least:
+        raise UserError(f"{option} takes numbers from {least} on, not {min(values)}.")
+    return list(dict.fromkeys(values))
+
+
+def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["rank=2", "coop.lr=0.1"]`` -> settings by method name."""
+    import yaml
+
+    from promptbench.errors import unknown
+
+    found: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes KEY=VALUE, not {pair!r}.")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text
+        target, dot, name = key.partition(".")
+        if dot and target not in found:
+            raise unknown("method in --set", target, found)
+        for method in [target] if dot else methods:
+            found[method][name if dot else key] = value
+    return found
+
+
+class _interruptible:  # noqa: N801  # reads as a statement: `with _interruptible(...)`
+    """Turns Ctrl-C into one sentence: what is done stays done, the same command goes on."""
+
+    def __init__(self, trials: "Sequence[Trial]", out: Path) -> None:
+        self.trials, self.out = trials, out
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        if kind is KeyboardInterrupt:
+            from promptbench.records import RECORD
+
+            done = sum((trial.folder(self.out) / RECORD).exists() for trial in self.trials)
+            message = f"Interrupted: {done} of {len(self.trials)} trials are done; the same command resumes."
+            print(message, file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def _title(benchmark: str, records: Sequence[Any]) -> str:
+    backbones = sorted({record.trial.backbone for record in records})
+    return f"{benchmark}, backbone {', '.join(backbones)}"
+
+
+def _show_plan(trials: "Sequence[Trial]", out: Path) -> None:
+    from promptbench.records import read_record
+
+    rows, done = [], 0
+    for trial in trials:
+        record = read_record(trial.folder(out))
+        done += record is not None
+        rows.append(
+            {
+                "trial": trial.label,
+                "epochs": str(trial.settings["epochs"]),
+                "lr": f"{trial.settings['lr']:g}" if trial.shots else "-",
+                "hash": trial.hash[:8],
+                "state": "done" if record else "to run",
+            }
+        )
+    _print_rows(rows)
+    print(f"{len(trials)} trials, {done} done, {len(trials) - done} to run")
+
+
+def _list_methods(backbone: str) -> list[dict[str, str]]:
+    from promptbench.method import methods
+    from promptbench.weights import backbone_shape
+
+    shape = backbone_shape(backbone)
+    return [
+        {
+            "method": name,
+            "paper": kind.paper,
+            "trains": " + ".join(sorted(kind.trains)) or "nothing",
+            "parameters": f"{kind.parameter_count(kind.Settings(), shape, 1):,}",
+            "formula": kind.formula,
+        }
+        for name, kind in methods().items()
+    ]
+
+
+def _list_datasets() -> list[dict[str, str]]:
+    from promptbench.data import cards
+
+    return [
+        {
+            "dataset": card.name,
+            "suite": card.suite,
+            "classes": str(card.classes or ""),
+            "train / val / test": " / ".join(str(n) for n in (card.sizes or {}).values()),
+            "template": card.template,
+            "title": card.title,
+        }
+        for card, _ in cards().values()
+    ]
+
+
+def _list_benchmarks() -> list[dict[str, str]]:
+    from promptbench.trials import BENCHMARKS
+
+    return [{"benchmark": b.name, "what it does": b.summary} for b in BENCHMARKS.values()]
+
+
+def _list_backbones() -> list[dict[str, str]]:
+    from promptbench.weights import backbone_shape, backbones
+
+    rows = []
+    for name in backbones():
+        shape = backbone_shape(name)
+        rows.append(
+            {
+                "backbone": name,
+                "pixels": str(shape.image_size),
+                "vision": f"{shape.vision_layers} x {shape.vision_width}",
+                "text": f"{shape.text_layers} x {shape.text_width}",
+                "joint": str(shape.embed_dim),
+            }
+        )
+    return rows
+
+
+def _print_rows(rows: Sequence[dict[str, str]]) -> None:
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=rich.box.SIMPLE_HEAD, show_header=any(key.strip() for key in rows[0]))
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(value.replace("[", r"\[") for value in row.values()))
+    console = Console()
+    # A pipe has no width: nothing is folded there, so that grep finds whole rows.
+    console.print(table, width=None if console.is_terminal else 200)

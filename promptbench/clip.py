@@ -1,0 +1,320 @@
+"""FrozenCLIP: open_clip's two towers, frozen, with places where a method may put prompts.
+
+The towers run open_clip's own weights through our own forward, because three exact savings need it:
+text is never padded, the part of a prompt that all classes share is run once, and the last block is
+computed only where the feature is read. ``FrozenCLIP.reference`` switches to the *reference path*:
+open_clip's own blocks over the full context. Both give the same features and prompt gradients.
+
+This is the only module that touches open_clip's internals.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptbench import weights
+from promptbench.cache import FeatureCache
+from promptbench.tokens import Position, Row, TextLayout, encode, prompt_rows, template_rows
+
+_TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A label space: class names in label order and the dataset's zero-shot template."""
+
+    names: tuple[str, ...]
+    template: str = "a photo of a {}."
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class Prompts:
+    """Learned tokens for both towers, one tensor per prompted layer, counted from the input.
+
+    ``text[i]`` is [n_t, d_t] and takes positions 1..n_t before block i; ``text[0]`` may be
+    [C, n_t, d_t] (class-specific context). ``vision[i]`` is [n_v, d_v] and stands behind the patches.
+    The token of layer i replaces what came out of layer i-1 (deep prompting). Layer 0 text tokens get
+    the positional embedding, layer 0 vision tokens pass ``ln_pre``; deeper ones get neither
+    (multimodal-prompt-learning: clip/model.py).
+    """
+
+    text: Sequence[Tensor] = ()
+    vision: Sequence[Tensor] = ()
+
+
+class FrozenCLIP:
+    """The frozen backbone. Not an nn.Module, so no method can save or train it by accident.
+
+    ``shape`` gives its sizes, ``scale`` the logit scale exp(s) [], ``preprocess`` size, mean and std of
+    its pictures, ``fingerprint`` the hash of its weights file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: weights.Shape,
+        preprocess: dict[str, Any] | None = None,
+        fingerprint: str = "",
+        device: torch.device | str = "cpu",
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.shape = shape
+        self.preprocess = preprocess or {"size": shape.image_size, "mean": weights._MEAN, "std": weights._STD}
+        self.fingerprint = fingerprint
+        self.device = torch.device(device)
+        self.scale: Tensor = self.model.logit_scale.exp()
+        self.reference = False
+        # Without a fingerprint of the weights nothing may outlive this object.
+        self.cache = cache if cache and fingerprint else FeatureCache(None)
+        self._layouts: dict[Any, TextLayout] = {}
+        self._frozen: dict[Any, Tensor] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name: str = weights.POCKET,
+        pretrained: str | None = None,
+        device: torch.device | str = "cpu",
+        cache: FeatureCache | None = None,
+    ) -> "FrozenCLIP":
+        """A backbone by open_clip name (or "pocket") with weights from a tag or file. Raises UserError."""
+        model, config, fingerprint = weights.load_model(name, pretrained)
+        return cls(
+            model,
+            weights.shape_of(config),
+            weights.preprocessing(name, pretrained),
+            fingerprint,
+            device,
+            cache,
+        )
+
+    # ------------------------------------------------------------------ text
+
+    def layout(self, rows: Sequence[Row], shared: bool = True) -> TextLayout:
+        """The packed layout of token rows, built once per class set. Raises UserError if a row is too long."""
+        key = (tuple(rows), shared)
+        if key not in self._layouts:
+            if len(self._layouts) >= 32:
+                self._layouts.pop(next(iter(self._layouts)))
+            self._layouts[key] = TextLayout(rows, self.shape.context_length, shared, self.device)
+        return self._layouts[key]
+
+    def prompt_layout(
+        self, classes: Classes, words: str, n_ctx: int, position: Position = "end", shared: bool = True
+    ) -> TextLayout:
+        """The layout of ``<n_ctx learnable tokens> <class name>.``, see `tokens.prompt_rows`."""
+        return self.layout(prompt_rows(classes.names, words, n_ctx, position), shared)
+
+    def embed(self, words: str) -> Tensor:
+        """Frozen token embeddings of ``words``, without start and end token: [tokens, d_t]."""
+        return self.model.token_embedding.weight[torch.tensor(encode(words), device=self.device)]
+
+    def text_features(self, layout: TextLayout, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """Text features of every class before normalisation: [C, e].
+
+        ``prompts`` as `Prompts.text`; required if the layout has learnable tokens.
+        """
+        if layout.n_ctx and (not prompts or prompts[0].shape[-2] != layout.n_ctx):
+            raise ValueError(f"the layout holds {layout.n_ctx} context tokens, the prompts do not")
+        if len(prompts) > 1 and not layout.deep:
+            raise ValueError("deep text prompts need their context tokens right after the start token")
+        x = self._text_reference(layout, prompts) if self.reference else self._text_packed(layout, prompts)
+        return self.model.ln_final(x) @ self.model.text_projection
+
+    def _text_packed(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
+        """Hidden states at the end tokens, [C, d_t], from the packed sequence: no padding, prefix once."""
+        frozen = self.model.positional_embedding[layout.positions]
+        embedded = self.model.token_embedding.weight[layout.ids]
+        if layout.n_ctx:
+            slots = prompts[0].reshape(-1, prompts[0].shape[-1])[layout.slot_of]
+            embedded = embedded.index_copy(0, layout.slot_at, slots.to(embedded.dtype))
+        x = embedded + frozen
+        blocks = self.model.transformer.resblocks
+        masks = {
+            length: _suffix_mask(layout.n_prefix, length, self.device) for _, _, length in layout.groups
+        }
+        for i, block in enumerate(blocks):
+            if 0 < i < len(prompts):
+                x = torch.cat([x[:1], prompts[i].to(x.dtype), x[1 + layout.n_ctx :]])
+            if i < len(blocks) - 1:
+                x = _block(block, x, x, lambda q, k, v: _attend_packed(q, k, v, layout, masks))
+            else:
+                x = _block(block, x[layout.ends], x, lambda q, k, v: _attend_ends(q, k, v, layout))
+        return x
+
+    def _text_reference(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
+        """The same hidden states from open_clip's own blocks over the whole padded context."""
+        model, length, n = self.model, self.shape.context_length, layout.n_ctx
+        padded = torch.zeros(len(layout.rows), length, dtype=torch.long, device=self.device)
+        for c, row in enumerate(layout.rows):
+            padded[c, : len(row)] = torch.tensor(row)
+        x = model.token_embedding(padded.clamp(min=0))
+        if n:
+            context = prompts[0].expand(len(x), n, -1)
+            at = padded < 0
+            slot = (-1 - padded).clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
+            x = torch.where(at[..., None], context.gather(1, slot), x)
+        x = x + model.positional_embedding
+        for i, block in enumerate(model.transformer.resblocks):
+            if 0 < i < len(prompts):
+                deep = prompts[i].expand(len(x), n, -1)
+                x = torch.cat([x[:, :1], deep, x[:, 1 + n :]], dim=1)
+            x = _call_block(model.transformer, block, x, model.attn_mask)
+        ends = torch.tensor([len(row) - 1 for row in layout.rows], device=self.device)
+        return x[torch.arange(len(x), device=self.device), ends]
+
+    def frozen_text(self, classes: Classes, templates: Sequence[str], normalise_each: bool = True) -> Tensor:
+        """Unit-norm frozen text features of a template ensemble: [C, e], computed once per class set.
+
+        Mean over templates of the (normalised, or with ``normalise_each`` False raw) features,
+        normalised once more. Zero-shot CLIP normalises each; PromptSRC's anchors do not.
+        """
+        parts = {"classes": classes.names, "templates": tuple(templates), "normalise_each": normalise_each}
+        key = {"what": "text", **self.identity(), **parts}
+        memo = tuple(parts.values())
+        if memo not in self._frozen:
+            features = self.cache.get(key, lambda: self._ensemble(classes, templates, normalise_each))
+            self._frozen[memo] = features.to(self.device)
+        return self._frozen[memo]
+
+    @torch.no_grad()
+    def _ensemble(self, classes: Classes, templates: Sequence[str], normalise_each: bool) -> Tensor:
+        total = torch.zeros(len(classes), self.shape.embed_dim, device=self.device)
+        for template in templates:
+            rows = template_rows(classes.names, template)
+            # Bounded memory for thousands of classes: as many rows at a time as fit in a chunk of tokens.
+            step = max(1, _TEXT_CHUNK // max(len(row) for row in rows))
+            chunks = [rows[i : i + step] for i in range(0, len(rows), step)]
+            length = self.shape.context_length
+            layouts = [TextLayout(chunk, length, device=self.device) for chunk in chunks]
+            features = torch.cat([self.text_features(layout) for layout in layouts]).float()
+            total += F.normalize(features, dim=-1) if normalise_each else features
+        return F.normalize(total / len(templates), dim=-1)
+
+    def identity(self) -> dict[str, Any]:
+        """What frozen features depend on besides their input: the key of every cache."""
+        kind = self.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        path = {"reference": True} if self.reference else {}
+        return {"weights": self.fingerprint, "device": kind, "precision": str(precision), **path}
+
+    # ------------------------------------------------------------------ vision
+
+    def image_features(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """Image features before normalisation: images [B, 3, size, size] -> [B, e].
+
+        ``prompts`` as `Prompts.vision`: n_v tokens behind the patches, layer 0 through ``ln_pre``,
+        layer i replacing the last n_v tokens before block i.
+        """
+        visual = self.model.visual
+        if self.reference and not prompts:
+            return self.model.encode_image(images)
+        x = visual.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+        if prompts:
+            x = torch.cat([x, visual.ln_pre(prompts[0].to(x.dtype)).expand(len(x), -1, -1)], dim=1)
+        blocks = visual.transformer.resblocks
+        for i, block in enumerate(blocks):
+            if 0 < i < len(prompts):
+                n = prompts[i].shape[0]
+                x = torch.cat([x[:, :-n], prompts[i].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            if self.reference:
+                x = _call_block(visual.transformer, block, x, None)
+            else:
+                last = i == len(blocks) - 1
+                x = _block(block, x[:, :1] if last else x, x, F.scaled_dot_product_attention)
+        return visual.ln_post(x[:, 0]) @ visual.proj
+
+
+# ---------------------------------------------------------------------- blocks
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _block(block: Any, read: Tensor, x: Tensor, attention: Attention) -> Tensor:
+    """One pre-norm residual block of open_clip, for the tokens in ``read``, which attend to those in ``x``.
+
+    ``read`` is ``x`` itself, or the rows of it that are still needed. Tokens are [..., N, d];
+    ``attention`` gets queries, keys and values [..., heads, N, d / heads] and returns the queries' shape.
+    """
+    attn = block.attn
+    weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
+
+    def heads(t: Tensor) -> Tensor:
+        return t.unflatten(-1, (attn.num_heads, -1)).transpose(-3, -2)
+
+    if read is x:
+        q, k, v = F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
+    else:
+        q = F.linear(block.ln_1(read), weight[:width], bias[:width])
+        k, v = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
+    attended = attention(heads(q), heads(k), heads(v)).transpose(-3, -2).flatten(-2)
+    read = read + block.ls_1(attn.out_proj(attended))
+    return read + block.ls_2(block.mlp(block.ln_2(read)))
+
+
+def _suffix_mask(n_prefix: int, length: int, device: torch.device) -> Tensor:
+    """[length, n_prefix + length]: a suffix token sees the whole prefix and its own past."""
+    mask = torch.ones(length, n_prefix + length, dtype=torch.bool, device=device)
+    return mask.tril(n_prefix)
+
+
+def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout, masks: dict[int, Tensor]) -> Tensor:
+    """Causal attention over the packed sequence: q, k, v [heads, n_tokens, d] -> the same shape."""
+    (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
+    q0, *qs = _groups(q, layout)
+    parts = [F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)[0]]
+    for query, key, value in zip(qs, ks, vs, strict=True):
+        mask = masks[query.shape[2]]
+        out = F.scaled_dot_product_attention(query, _after(k0, key), _after(v0, value), attn_mask=mask)
+        parts.append(out.transpose(0, 1).flatten(1, 2))
+    return torch.cat(parts, dim=1)
+
+
+def _attend_ends(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
+    """Attention of the end tokens only: q [heads, C, d] in class order -> the same shape.
+
+    An end token sees its whole sentence, so no mask is needed.
+    """
+    (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
+    order = torch.argsort(layout.ends)  # class order -> packed order
+    queries = q[:, order].split([count for _, count, _ in layout.groups], dim=1)
+    parts = []
+    for query, key, value in zip(queries, ks, vs, strict=True):
+        query = query.transpose(0, 1)[:, :, None]
+        out = F.scaled_dot_product_attention(query, _after(k0, key), _after(v0, value))
+        parts.append(out[:, :, 0].transpose(0, 1))
+    return torch.cat(parts, dim=1)[:, torch.argsort(order)]
+
+
+def _groups(t: Tensor, layout: TextLayout) -> list[Tensor]:
+    """Cut [heads, n_tokens, d] into the prefix [1, heads, n_prefix, d] and per suffix length a batch
+    [classes, heads, length, d]."""
+    sizes = [count * length for _, count, length in layout.groups]
+    prefix, *parts = t.split([layout.n_prefix, *sizes], dim=1)
+    batches = [
+        part.unflatten(1, (count, length)).transpose(0, 1)
+        for part, (_, count, length) in zip(parts, layout.groups, strict=True)
+    ]
+    return [prefix[None], *batches]
+
+
+def _after(prefix: Tensor, own: Tensor) -> Tensor:
+    """Keys (or values) of a batch of suffixes behind those of the prefix they all share."""
+    return torch.cat([prefix.expand(len(own), -1, -1, -1), own], dim=2)
+
+
+def _call_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """open_clip's own block, whatever order of dimensions its transformer uses."""
+    if transformer.batch_first:
+        return block(x, attn_mask=mask)
+    return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)

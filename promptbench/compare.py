@@ -1,0 +1,232 @@
+"""Tables from records: mean and standard deviation over seeds, averages over datasets, harmonic means.
+
+HM is the harmonic mean of the averaged base and the averaged novel accuracy, the papers' rule; the mean
+of the datasets' HMs is given beside it, labelled. A method that lacks a dataset has no average.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from promptbench.errors import UserError, unknown
+from promptbench.records import Record, read_records
+
+AVERAGE = "average"
+Format = Literal["table", "md", "csv", "latex", "json"]
+
+
+def harmonic_mean(base: float, novel: float) -> float:
+    """2 base novel / (base + novel), 0 if both are."""
+    return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
+    """All comparable records under ``out`` as `frame`. Raises UserError if there are none, or if they mix
+    backbones. Records of smoke runs (--limit) and of other splits than test are left out."""
+    records, broken = read_records(out)
+    if broken:
+        raise UserError(
+            f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."
+        )
+    found = [r for r in records if r.trial.split == "test" and r.trial.limit is None]
+    have = sorted({r.trial.benchmark for r in found})
+    found = [r for r in found if r.trial.benchmark == benchmark]
+    if not found:
+        also = f" (there are records of {', '.join(have)})" if have else ""
+        raise UserError(
+            f"No records of {benchmark} under {out}{also}; make some with "
+            f"`promptbench run mmlop --benchmark {benchmark} --out {out}`."
+        )
+    backbones = sorted({r.trial.backbone for r in found})
+    if backbone is None and len(backbones) > 1:
+        raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
+    if backbone is not None and backbone not in backbones:
+        raise unknown("backbone among the records", backbone, backbones)
+    return frame([r for r in found if backbone in (None, r.trial.backbone)])
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record and evaluation: method, dataset, classes, shots, seed, accuracy (percent), costs.
+
+    Raises UserError if two records answer the same question with different settings.
+    """
+    rows = []
+    for record in records:
+        trial = record.trial
+        for counts in record.evaluations:
+            rows.append(
+                {
+                    "method": f"{trial.method} ({trial.variant})" if trial.variant else trial.method,
+                    "dataset": counts.dataset,
+                    "classes": counts.classes,
+                    "shots": trial.shots,
+                    "seed": trial.seed,
+                    "accuracy": counts.accuracy,
+                    "parameters": record.trainable_parameters,
+                    "seconds": record.seconds.train,
+                    "peak_bytes": record.peak_memory_bytes,
+                    "hash": record.hash[:8],
+                }
+            )
+    table = pd.DataFrame(rows)
+    cell = ["method", "dataset", "classes", "shots", "seed"]
+    double = table[table.duplicated(cell, keep=False)]
+    if len(double):
+        first = double.iloc[0]
+        hashes = ", ".join(sorted(double[(double[cell] == first[cell]).all(axis=1)]["hash"]))
+        raise UserError(
+            f"Records {hashes} answer the same question ({first['method']} on {first['dataset']}) with "
+            "different settings; delete one of the folders or keep them in apart --out folders."
+        )
+    return table
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Per method, shots and dataset, and for the average over datasets: mean and std (ddof 1) over seeds.
+
+    Columns: dataset, method, shots, parameters, seeds, seconds, then ``<classes>`` and
+    ``<classes>_std`` for each label space, and with base and novel ``hm``, ``hm_std`` and ``mean_hm``
+    (average row only). Missing values are NaN.
+    """
+    spaces = [c for c in ("base", "novel", "all") if c in set(table["classes"])]
+    datasets = sorted(table["dataset"].unique())
+    wide = table.pivot_table(
+        index=["method", "shots", "dataset", "seed"], columns="classes", values="accuracy", aggfunc="first"
+    )
+    rows = []
+    for (method, shots), group in wide.groupby(level=["method", "shots"], sort=False):
+        mine = table[(table["method"] == method) & (table["shots"] == shots)]
+        common: dict[str, Any] = {"method": method, "shots": shots}
+        per_dataset = []
+        for dataset, cell in group.groupby(level="dataset", sort=True):
+            seconds = mine[mine["dataset"] == dataset]["seconds"].mean()
+            parameters = int(mine[mine["dataset"] == dataset]["parameters"].iloc[0])
+            cell = cell.droplevel(["method", "shots", "dataset"])
+            row = _row(cell, spaces)
+            per_dataset.append((row, cell))
+            rows.append({"dataset": dataset, **common, "parameters": parameters, "seconds": seconds, **row})
+        if len(datasets) > 1:
+            rows.append({"dataset": AVERAGE, **common, **_average(per_dataset, spaces, len(datasets), mine)})
+    summary = pd.DataFrame(rows)
+    order = {name: i for i, name in enumerate([*datasets, AVERAGE])}
+    sizes = summary.groupby("method")["parameters"].max()
+    keys = summary.assign(
+        _dataset=summary["dataset"].map(order), _size=summary["method"].map(sizes)
+    ).sort_values(["_dataset", "_size", "method", "shots"])
+    return keys.drop(columns=["_dataset", "_size"]).reset_index(drop=True)
+
+
+def _row(cell: pd.DataFrame, spaces: Sequence[str]) -> dict[str, Any]:
+    """Mean and std over seeds of ``cell`` [seeds x label spaces]."""
+    row: dict[str, Any] = {"seeds": len(cell)}
+    for space in spaces:
+        row[space], row[f"{space}_std"] = cell[space].mean(), cell[space].std(ddof=1)
+    if "base" in spaces and "novel" in spaces:
+        row["hm"] = harmonic_mean(row["base"], row["novel"])
+        each = [harmonic_mean(b, n) for b, n in zip(cell["base"], cell["novel"], strict=True)]
+        row["hm_std"] = pd.Series(each, dtype=float).std(ddof=1)
+    return row
+
+
+def _average(
+    per_dataset: Sequence[tuple[dict[str, Any], pd.DataFrame]],
+    spaces: Sequence[str],
+    n_datasets: int,
+    mine: pd.DataFrame,
+) -> dict[str, Any]:
+    """The average over datasets, all missing if a dataset is; std of the seeds' own averages."""
+    sizes = mine["parameters"].unique()
+    row: dict[str, Any] = {"parameters": int(sizes.max()), "seeds": 0}
+    if len(per_dataset) < n_datasets:
+        return row
+    seeds = set.intersection(*(set(cell.index) for _, cell in per_dataset))
+    by_seed = sum(cell.loc[sorted(seeds)] for _, cell in per_dataset) / n_datasets
+    row |= _row(by_seed, spaces)  # type: ignore[arg-type]
+    for space in spaces:
+        row[space] = sum(r[space] for r, _ in per_dataset) / n_datasets
+    if "hm" in row:
+        row["hm"] = harmonic_mean(row["base"], row["novel"])
+        row["mean_hm"] = sum(r["hm"] for r, _ in per_dataset) / n_datasets
+    row["seconds"] = mine.groupby("dataset")["seconds"].mean().mean()
+    return row
+
+
+def _text(summary: pd.DataFrame, plus_minus: str) -> pd.DataFrame:
+    """The summary as people read it: one column per number, "mean +- std"."""
+    shown = pd.DataFrame({"dataset": summary["dataset"], "method": summary["method"]})
+    if summary.loc[summary["shots"] > 0, "shots"].nunique() > 1:
+        shown["shots"] = [str(n) if n else "-" for n in summary["shots"]]
+    for key, title in (("base", "base"), ("novel", "novel"), ("hm", "HM"), ("all", "accuracy")):
+        if key in summary:
+            shown[title] = [
+                _number(mean, std, plus_minus)
+                for mean, std in zip(summary[key], summary[f"{key}_std"], strict=True)
+            ]
+    shown["parameters"] = [f"{int(n):,}" for n in summary["parameters"]]
+    shown["seeds"] = [str(int(n)) if n else "-" for n in summary["seeds"]]
+    return shown
+
+
+def _number(mean: float, std: float, plus_minus: str) -> str:
+    if pd.isna(mean):
+        return "-"
+    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} {plus_minus} {std:.2f}"
+
+
+def notes(summary: pd.DataFrame) -> list[str]:
+    """What a reader must know to read the table right."""
+    lines = ["Accuracy in percent: mean ± standard deviation (ddof 1) over seeds."]
+    if "hm" in summary:
+        lines.append("HM: harmonic mean of the mean base and the mean novel accuracy.")
+    if "mean_hm" in summary and summary["mean_hm"].notna().any():
+        means = summary[summary["dataset"] == AVERAGE].dropna(subset=["mean_hm"])
+        each = ", ".join(f"{m} {v:.2f}" for m, v in zip(means["method"], means["mean_hm"], strict=True))
+        lines.append(f"Mean of the datasets' HMs, for comparison: {each}.")
+    lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
+    if len(lacking):
+        lines.append(f"No average for {', '.join(lacking)}: a dataset is missing.")
+    return lines
+
+
+def render(summary: pd.DataFrame, style: Format, title: str = "") -> str:
+    """The table in one format. "table" is drawn with rich, the others are plain text for files."""
+    if style == "csv":
+        return summary.to_csv(index=False)
+    if style == "json":
+        return summary.to_json(orient="records", indent=1) + "\n"
+    if style == "latex":
+        shown = _text(summary, r"$\pm$")
+        shown["method"] = shown["method"].str.replace("_", r"\_", regex=False)
+        return shown.style.hide(axis="index").to_latex(
+            hrules=True, column_format="ll" + "r" * (shown.shape[1] - 2), caption=title or None
+        )
+    if style == "md":
+        right = ["right"] * (len(_text(summary, "±").columns) - 2)
+        table = _text(summary, "±").to_markdown(index=False, colalign=("left", "left", *right))
+        return table + "\n\n" + " ".join(notes(summary)) + "\n"
+    return _terminal(summary, title)
+
+
+def _terminal(summary: pd.DataFrame, title: str) -> str:
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = _text(summary, "±")
+    table = Table(title=title or None, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for column in shown.columns:
+        left = column in ("dataset", "method")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    datasets = list(shown["dataset"])
+    for i, row in enumerate(shown.itertuples(index=False)):
+        first = i == 0 or datasets[i - 1] != datasets[i]
+        end = i + 1 == len(datasets) or datasets[i + 1] != datasets[i]
+        table.add_row(row[0] if first else "", *row[1:], end_section=end)
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(table)
+    for line in notes(summary):
+        console.print(line)
+    return console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,94 @@
+"""Where a trial ran: versions, device, code hash, peak memory. One function serves every record."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import promptbench
+from promptbench.files import hash_file, hash_value
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
+
+
+def describe(device: torch.device, precision: str) -> dict[str, Any]:
+    """Device, precision, threads, platform, commit and package versions, as plain values."""
+    cuda = device.type == "cuda"
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "promptbench": promptbench.__version__,
+        "commit": _commit(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the package's own source files: engine, methods and loaders."""
+    parts = [resources.files(name) for name in ("promptbench", "promptbench.methods", "promptbench.datasets")]
+    files = [path for part in parts for path in sorted(Path(str(part)).glob("*.py"))]
+    return hash_value([[path.parent.name, path.name, hash_file(path)] for path in files])
+
+
+@cache
+def _commit() -> str:
+    """The git commit of the source tree, "-dirty" if it has changes, empty outside a checkout."""
+    root = Path(promptbench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "promptbench", "methods", "datasets")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except OSError:  # no git on this machine
+        return ""
+
+
+class PeakMemory:
+    """Peak memory since construction: allocated bytes on CUDA, resident bytes of the process elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif sys.platform == "linux":
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            except OSError:
+                pass  # not allowed in some containers: the mark is then that of the whole process
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "linux":
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else the CPU; ``PROMPTBENCH_DEVICE`` decides otherwise."""
+    return torch.device(os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

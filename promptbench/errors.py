@@ -1,0 +1,31 @@
+"""A user's mistake is one sentence with the cause and the fix; the command line prints it and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can put right. Its text names the cause and the fix; it never shows a traceback."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    ``kind`` is what was named ("method"), ``hint`` an optional closing sentence ("See `...`.").
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    listed = f" Known: {', '.join(names)}." if len(names) <= 20 else ""
+    return UserError(f"Unknown {kind} {name!r}.{guess}{listed}{' ' + hint if hint else ''}")
+
+
+def invalid(error: Any, where: str) -> UserError:
+    """Turn a pydantic ``ValidationError`` into one sentence naming each wrong field under ``where``."""
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        got = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
+        parts.append(f"{field or 'value'}: {item['msg'].lower()}{got}")
+    return UserError(f"{where} is not valid: {'; '.join(parts)}.")

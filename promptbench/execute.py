@@ -1,0 +1,148 @@
+"""Run trials one after another: skip what is done, resume what was cut off, record what finishes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from promptbench import environment
+from promptbench.cache import FeatureCache
+from promptbench.clip import FrozenCLIP
+from promptbench.data import Dataset
+from promptbench.errors import UserError
+from promptbench.evaluate import evaluate
+from promptbench.files import require_writable, write_atomic
+from promptbench.method import get_method, trainable_parameters
+from promptbench.records import RECORD, Record, Seconds, read_record
+from promptbench.train import CHECKPOINT, METRICS, Progress, autocast_dtype, create, fit
+from promptbench.trials import Trial
+
+PROMPTS = "prompts.safetensors"
+
+
+class Reporter(Protocol):
+    """Who is told how far the work is."""
+
+    def start(self, trial: Trial, number: int, total: int) -> None: ...
+    def epoch(self, progress: Progress, epochs: int) -> None: ...
+    def finish(self, trial: Trial, record: Record, skipped: bool) -> None: ...
+    def fail(self, trial: Trial, error: UserError) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """Records in the order of the trials, and the trials that failed with their one sentence."""
+
+    records: list[Record] = field(default_factory=list)
+    failures: list[tuple[Trial, UserError]] = field(default_factory=list)
+
+
+def execute(
+    trials: Sequence[Trial],
+    datasets: Mapping[str, Dataset],
+    out: Path,
+    reporter: Reporter,
+    force: bool = False,
+    device: torch.device | None = None,
+    workers: int = 0,
+    cache: FeatureCache | None = None,
+) -> Outcome:
+    """Run ``trials``, writing records under ``out``. A trial that fails by the user's mistake is reported
+    and the others go on: finished work is never lost. Raises UserError if ``out`` cannot be written.
+    """
+    require_writable(out)
+    device = device or environment.default_device()
+    outcome, clips = Outcome(), {}
+    for number, trial in enumerate(trials, 1):
+        folder = trial.folder(out)
+        if not force and (done := read_record(folder)) and done.hash == trial.hash:
+            outcome.records.append(done)
+            reporter.finish(trial, done, skipped=True)
+            continue
+        reporter.start(trial, number, len(trials))
+        key = (trial.backbone, trial.pretrained)
+        try:
+            if key not in clips:
+                clips[key] = FrozenCLIP.load(*key, device=device, cache=cache)
+            record = run_trial(trial, datasets, clips[key], folder, reporter, workers, fresh=force)
+        except UserError as error:
+            outcome.failures.append((trial, error))
+            reporter.fail(trial, error)
+            continue
+        outcome.records.append(record)
+        reporter.finish(trial, record, skipped=False)
+    return outcome
+
+
+def run_trial(
+    trial: Trial,
+    datasets: Mapping[str, Dataset],
+    clip: FrozenCLIP,
+    folder: Path,
+    reporter: Reporter,
+    workers: int = 0,
+    fresh: bool = False,
+) -> Record:
+    """Train, evaluate and record one trial in ``folder``; resumes from a checkpoint there unless ``fresh``.
+
+    Raises UserError for whatever the user can put right; nothing is then recorded.
+    """
+    for name in (RECORD, CHECKPOINT) if fresh else ():
+        (folder / name).unlink(missing_ok=True)
+    memory = environment.PeakMemory(clip.device)
+    kind = get_method(trial.method)
+    settings = kind.Settings(**trial.settings)
+    dataset = datasets[trial.dataset]
+    classes = dataset.classes(trial.train_classes)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
+
+    method = create(kind, clip, settings, classes, trial.seed)
+    counted = trainable_parameters(method)
+    if counted != (formula := kind.parameter_count(settings, clip.shape, len(classes))):
+        raise RuntimeError(f"{trial.method} trains {counted} parameters, its card says {formula}")
+    progress = Progress()
+    if counted:
+        items = dataset.few_shot(trial.shots, trial.seed, trial.train_classes)
+        progress = fit(
+            method, dataset, items, classes, trial.seed, folder, trial.precision, workers, reporter.epoch
+        )
+    started = time.perf_counter()
+    counts = [
+        evaluate(
+            method, datasets[e.dataset], e, trial.split, trial.limit, trial.precision, workers
+        )
+        for e in trial.evaluations
+    ]
+    evaluated = time.perf_counter() - started
+    if counted:
+        state = {key: value.cpu().contiguous() for key, value in method.state_dict().items()}
+        write_atomic(folder / PROMPTS, save(state, {"trial": trial.hash, "method": trial.method}))
+    dtype = autocast_dtype(clip.device, trial.precision) or torch.float32
+    record = Record(
+        hash=trial.hash,
+        trial=trial,
+        evaluations=counts,
+        trainable_parameters=counted,
+        steps=progress.steps,
+        final_loss=progress.history[-1]["loss"] if progress.history else None,
+        hashes={"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()},
+        seconds=Seconds(
+            train=progress.train_seconds, frozen=progress.frozen_seconds, evaluate=evaluated
+        ),
+        peak_memory_bytes=memory.bytes(),
+        environment=environment.describe(clip.device, str(dtype).removeprefix("torch.")),
+    )
+    record.write(folder)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return record
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """The files a finished trial leaves, those that exist."""
+    names = ("config.yaml", METRICS, PROMPTS, RECORD)
+    return [folder / name for name in names if (folder / name).exists()]

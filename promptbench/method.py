@@ -1,0 +1,227 @@
+"""The base of every method, its settings, and how methods are found.
+
+A method is one file in ``methods/``: a subclass of `Method` that owns its parameters and its mathematics
+and nothing else (no optimiser, device, precision, data, saving). Its docstring is its card.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.errors import UserError, invalid, unknown
+from promptbench.tokens import uses_words
+from promptbench.weights import Shape
+
+
+class Settings(BaseModel):
+    """What every method can be told about its optimisation; defaults are the field's.
+
+    Sources: Dassl.pytorch dassl/config/defaults.py and the YAML files of CoOp, which every method of the
+    family inherits. Subclasses add their own fields; the paper's values are the defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.002, ge=0, allow_inf_nan=False)
+    epochs: int = Field(0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    weight_decay: float = Field(5e-4, ge=0, description="acts on the prompts although no YAML says so")
+    eps: float = Field(1e-8, gt=0, description="Adam and AdamW only")
+    warmup_epochs: int = Field(1, ge=0, description="epochs at warmup_lr before the cosine starts")
+    warmup_lr: float = Field(1e-5, ge=0)
+    crop_min: float = Field(0.08, gt=0, le=1, description="smallest area of the random crop")
+
+
+class PromptSettings(Settings):
+    """Settings of methods whose text input is ``<context> <class name>.``"""
+
+    n_ctx: int = Field(4, ge=0, description="context tokens")
+    ctx_init: str = Field("a photo of a", description="words the context starts from; empty = random")
+
+    @model_validator(mode="after")
+    def _words_fit(self) -> "PromptSettings":
+        if self.n_ctx == 0 and not self.ctx_init:
+            raise ValueError("n_ctx=0 needs the words of ctx_init")
+        if self.ctx_init and len(self.ctx_init.split()) < self.n_ctx <= 4:
+            raise ValueError("ctx_init has fewer words than n_ctx; ctx_init='' starts from random tokens")
+        return self
+
+
+@dataclass
+class Batch:
+    """One step's pictures: ``labels`` [B]; ``images`` [B, 3, H, W] if the method needs them; ``frozen``
+    [B, e], the frozen tower's features of the same views before normalisation, if it needs those."""
+
+    labels: Tensor
+    images: Tensor | None = None
+    frozen: Tensor | None = None
+
+
+class Method(nn.Module):
+    """One way to adapt a frozen CLIP to a list of class names.
+
+    Subclasses set ``name`` (what the user types), ``paper`` and ``trains`` (which towers receive
+    gradients), define ``Settings`` and, as a rule, `prompts`; everything else has a default that suits
+    the prompt family. ``state_dict()`` holds the learned tensors and nothing else, so moving to new
+    class names is nothing but passing other `Classes`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    trains: ClassVar[frozenset[str]] = frozenset()
+    formula: ClassVar[str] = "0"
+    Settings: ClassVar[type[Settings]] = Settings
+    official_name: ClassVar[str] = ""  # the method's name in parity folders
+
+    def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
+        """``classes`` is the label space of training; only methods with per-class parameters keep it."""
+        super().__init__()
+        self.clip = clip
+        self.settings = settings
+
+    # -- what a method declares
+
+    @classmethod
+    def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
+        """The paper's values that differ from the defaults of ``Settings`` in this situation."""
+        return {}
+
+    @classmethod
+    def parameter_count(cls, settings: Any, shape: Shape, n_classes: int) -> int:
+        """Trainable parameters by the card's formula."""
+        return 0
+
+    @classmethod
+    def check(cls, settings: Any, shape: Shape) -> None:
+        """Refuse settings this backbone cannot serve. Raises UserError."""
+        layers = min(shape.text_layers, shape.vision_layers)
+        for field in ("depth", "depth_text", "depth_vision"):
+            depth = getattr(settings, field, 0)
+            if depth > layers:
+                raise UserError(
+                    f"{cls.name}: {field}={depth} but this backbone has {layers} layers; "
+                    f"use --set {field}={layers} or less."
+                )
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the picture goes through this method's own image tower."""
+        return "vision" in self.trains
+
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether the frozen image features of a view are used (in training or instead of the tower)."""
+        return not self.needs_images
+
+    # -- what a method computes
+
+    def prompts(self) -> Prompts:
+        """The tokens for both towers."""
+        return Prompts()
+
+    def text_features(self, classes: Classes) -> Tensor:
+        """Unit-norm text features: [C, e]."""
+        settings = self.settings
+        layout = self.clip.prompt_layout(classes, settings.ctx_init, settings.n_ctx)
+        return F.normalize(self.clip.text_features(layout, self.prompts().text), dim=-1)
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """Unit-norm image features: [B, e], from the frozen cache if the image tower is left alone."""
+        if not self.needs_images:
+            assert batch.frozen is not None
+            return F.normalize(batch.frozen, dim=-1)
+        assert batch.images is not None
+        return F.normalize(self.clip.image_features(batch.images, self.prompts().vision), dim=-1)
+
+    def logits(self, batch: Batch, text: Tensor) -> Tensor:
+        """scale * image @ text.T: [B, C], with ``text`` from `text_features`."""
+        return self.clip.scale * self.image_features(batch) @ text.T
+
+    def loss(self, batch: Batch, classes: Classes) -> Tensor:
+        """The training loss of a batch: []. Default: cross-entropy."""
+        return F.cross_entropy(self.logits(batch, self.text_features(classes)), batch.labels)
+
+    # -- parity with official implementations
+
+    @classmethod
+    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Our settings for a case of a parity folder."""
+        raise NotImplementedError
+
+    def official_parameter(self, name: str) -> str:
+        """The official name of our parameter ``name``."""
+        return name
+
+    # -- shared by the prompt family
+
+    def initial_context(self, n_ctx: int, words: str) -> Tensor:
+        """Layer 1 text context [n_ctx, d_t]: embeddings of the words' first n_ctx tokens, else N(0, 0.02)."""
+        if uses_words(words, n_ctx):
+            return self.clip.embed(words)[:n_ctx].cpu().clone()
+        return torch.empty(n_ctx, self.clip.shape.text_width).normal_(std=0.02)
+
+
+def deep_prompts(depth: int, n_ctx: int, width: int) -> nn.ParameterList:
+    """Fresh tokens [n_ctx, width] ~ N(0, 0.02) for each of ``depth`` layers."""
+    return nn.ParameterList(torch.empty(n_ctx, width).normal_(std=0.02) for _ in range(depth))
+
+
+def trainable_parameters(module: nn.Module) -> int:
+    """Scalars with requires_grad."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@cache
+def methods() -> dict[str, type[Method]]:
+    """Every method by name: each file in ``methods/`` that defines a `Method` subclass is one."""
+    import promptbench.methods as package
+
+    found: dict[str, type[Method]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+                if value.name in found:
+                    raise RuntimeError(f"two methods are called {value.name!r}: rename one of them")
+                found[value.name] = value
+    return dict(sorted(found.items()))
+
+
+def get_method(name: str) -> type[Method]:
+    """The method called ``name``. Raises UserError with the nearest name."""
+    if name not in methods():
+        raise unknown("method", name, methods(), "See `promptbench ls methods`.")
+    return methods()[name]
+
+
+def resolve_settings(
+    method: type[Method],
+    benchmark: str,
+    shots: int,
+    dataset: str,
+    tuned: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """Settings for one trial: the paper's, then those ``tuned`` for the backbone, then the user's.
+
+    Raises UserError for a key that does not exist or a value that does not fit.
+    """
+    for key in overrides or {}:
+        if key not in method.Settings.model_fields:
+            raise unknown(f"setting of {method.name}", key, method.Settings.model_fields)
+    values = {**method.paper_settings(benchmark, shots, dataset), **(tuned or {}), **(overrides or {})}
+    try:
+        return method.Settings(**values)
+    except ValidationError as error:
+        raise invalid(error, f"--set for {method.name}") from None

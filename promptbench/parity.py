@@ -1,0 +1,273 @@
+"""Compare methods with outputs of their official implementations: ``python -m promptbench.parity DIR``.
+
+DIR holds ``cases.json``, ``frozen_clip.safetensors``, ``inputs_*.safetensors`` and one safetensors file per
+case: the same frozen weights, learnable parameters and inputs must give the same features, logits, loss,
+gradients and parameters after three SGD steps. Methods that are not implemented are listed as skipped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from promptbench import weights
+from promptbench.clip import Classes, FrozenCLIP
+from promptbench.errors import UserError
+from promptbench.frozen import chunks
+from promptbench.method import Batch, Method, methods
+from promptbench.tokens import Row, prompt_rows, template_rows
+from promptbench.train import learning_rate, make_optimizer
+
+# Accepted largest absolute differences (gradients: relative to the largest entry), fp32 on a CPU.
+TOLERANCE = {
+    "tokens": 0,
+    "features_raw": 2e-5,
+    "features": 1e-5,
+    "logits": 1e-4,
+    "loss": 2e-5,
+    "grad": 1e-4,
+    "steps": 5e-6,
+    "loss_per_step": 3e-4,
+    "logits_after": 1e-3,
+    "schedule": 1e-12,
+}
+STEP = {"optimizer": "sgd", "lr": 0.0025, "momentum": 0.9, "weight_decay": 5e-4}
+Differences = dict[str, float]
+
+
+def load_folder(folder: Path) -> tuple[dict[str, Any], FrozenCLIP]:
+    """``cases.json`` and the frozen CLIP of a folder, its sizes read from its arrays. Raises UserError."""
+    try:
+        cases = json.loads((folder / "cases.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {folder / 'cases.json'} ({error}); give a folder of goldens.") from None
+    state = weights.read_weights(folder / "frozen_clip.safetensors")
+    width, patches = state["visual.conv1.weight"].shape[0], len(state["visual.positional_embedding"]) - 1
+    patch, text_width = state["visual.conv1.weight"].shape[-1], state["ln_final.weight"].shape[0]
+
+    def layers(prefix: str) -> int:
+        return len({key.split(".resblocks.")[1].split(".")[0] for key in state if key.startswith(prefix)})
+
+    config = {
+        "embed_dim": state["text_projection"].shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "width": width,
+            "layers": layers("visual.transformer.resblocks."),
+            "patch_size": patch,
+            "image_size": round(patches**0.5) * patch,
+            "head_width": 64,
+        },
+        "text_cfg": {
+            "width": text_width,
+            "layers": layers("transformer.resblocks."),
+            "heads": text_width // 64,
+            "context_length": len(state["positional_embedding"]),
+        },
+    }
+    model = weights.build_model(config, state, "frozen_clip.safetensors")
+    return cases, FrozenCLIP(model, weights.shape_of(config))
+
+
+class Case:
+    """One training case: builds our method with the official parameters and measures the differences."""
+
+    def __init__(self, folder: Path, name: str, case: Mapping[str, Any], clip: FrozenCLIP) -> None:
+        self.case, self.clip = case, clip
+        self.arrays = weights.read_weights(folder / case.get("file", f"{name}.safetensors"))
+        inputs = weights.read_weights(folder / case["inputs"])
+        self.classes = Classes(tuple(case["classnames"]))
+        self.images, self.labels = inputs["images"], inputs["labels"]
+
+    def method(self, kind: type[Method]) -> Method:
+        """Our method at the official initial parameters. Raises UserError if the two sets differ."""
+        settings = kind.Settings(**kind.official_settings(self.case))
+        method = kind(self.clip, settings, self.classes)
+        official = {key.removeprefix("param."): v for key, v in self.arrays.items() if key.startswith("param.")}
+        names = {method.official_parameter(name): name for name, _ in method.named_parameters()}
+        if names.keys() != official.keys():
+            differing = sorted(names.keys() ^ official.keys())
+            raise UserError(f"{kind.name}: parameters differ from the official ones: {', '.join(differing)}.")
+        method.load_state_dict({names[key]: value for key, value in official.items()})
+        return method
+
+    def batch(self, method: Method) -> Batch:
+        """The case's six pictures, with the frozen features of a method that wants them."""
+        frozen = None
+        if method.needs_frozen:
+            with torch.no_grad():
+                frozen = self.clip.image_features(self.images)
+        return Batch(self.labels, self.images, frozen)
+
+    def differences(self, kind: type[Method]) -> Differences:
+        """Largest difference by kind of array."""
+        method = self.method(kind)
+        batch = self.batch(method)
+        found: Differences = {}
+        s = method.settings
+        rows = prompt_rows(self.classes.names, getattr(s, "ctx_init", ""), getattr(s, "n_ctx", 0), "end")
+        found["tokens"] = _token_difference(rows, self.arrays["tokens"])
+        with torch.no_grad():
+            text, image = method.text_features(self.classes), method.image_features(batch)
+            ours = {"text_features": text, "image_features": image, "logits": method.logits(batch, text)}
+            prompts = method.prompts()
+            raw = self.clip.image_features(self.images, prompts.vision)
+            found["features_raw"] = _difference(raw, self.arrays["image_features_raw"])
+        found["features"] = max(_difference(ours[k], self.arrays[k]) for k in ("text_features", "image_features"))
+        found["logits"] = _difference(ours["logits"], self.arrays["logits"])
+        loss = method.loss(batch, self.classes)
+        found["loss"] = _difference(loss, self.arrays["loss"])
+        parameters = dict(method.named_parameters())
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        found["grad"] = max(
+            _difference(gradient, target) / max(target.abs().max().item(), 1e-12)
+            for name, gradient in zip(parameters, gradients, strict=True)
+            for target in [self.arrays[f"grad.{method.official_parameter(name)}"]]
+        )
+        found |= self._steps(kind)
+        if any(key.startswith("wd05_step") for key in self.arrays):
+            heavy = self._steps(kind, "wd05_", weight_decay=0.5)
+            found["steps"] = max(found["steps"], heavy["steps"])
+        return found
+
+    def _steps(self, kind: type[Method], prefix: str = "", **changes: Any) -> Differences:
+        """Three SGD steps on the same pictures, from the official start."""
+        method = self.method(kind)
+        batch = self.batch(method)
+        optimizer = make_optimizer(
+            kind.Settings().model_copy(update={**STEP, **changes}), list(method.parameters())
+        )
+        losses, worst = [], 0.0
+        for step in (1, 2, 3):
+            optimizer.zero_grad(set_to_none=True)
+            loss = method.loss(batch, self.classes)
+            losses.append(loss.detach())
+            loss.backward()
+            optimizer.step()
+            for name, parameter in method.named_parameters():
+                target = self.arrays[f"{prefix}step{step}.{method.official_parameter(name)}"]
+                worst = max(worst, _difference(parameter, target))
+        found = {"steps": worst}
+        if not prefix:
+            found["loss_per_step"] = _difference(torch.stack(losses), self.arrays["loss_per_step"])
+            with torch.no_grad():
+                after = method.logits(batch, method.text_features(self.classes))
+            found["logits_after"] = _difference(after, self.arrays["logits_after"])
+        return found
+
+
+def zeroshot_differences(folder: Path, cases: Mapping[str, Any], stem: str, clip: FrozenCLIP) -> Differences:
+    """A ``zeroshot_*`` file: plain frozen features with one template, or an ensemble of templates."""
+    arrays = weights.read_weights(folder / f"{stem}.safetensors")
+    classes = Classes(tuple(cases["zeroshot_classnames"][stem]))
+    ensemble = "ensemble" in stem
+    templates = cases["templates_zeroshot_ensemble"] if ensemble else ["a photo of a {}."]
+    text, found = clip.frozen_text(classes, templates), {}
+    images = _images_of(folder, cases, stem, arrays)
+    with torch.no_grad():
+        raw = clip.image_features(images)
+        rows = template_rows(classes.names, templates[0])
+        if not ensemble:
+            if "tokens" in arrays:
+                found["tokens"] = _token_difference(rows, arrays["tokens"])
+            found["features_raw"] = _difference(
+                clip.text_features(clip.layout(rows)), arrays["text_features_raw"]
+            )
+        if "image_features_raw" in arrays:
+            raw_difference = _difference(raw, arrays["image_features_raw"])
+            found["features_raw"] = max(found.get("features_raw", 0.0), raw_difference)
+    image = F.normalize(raw, dim=-1)
+    found["features"] = _difference(text, arrays["text_features"])
+    if "image_features" in arrays:
+        found["features"] = max(found["features"], _difference(image, arrays["image_features"]))
+    if "logits" in arrays:
+        found["logits"] = _difference(clip.scale * image @ text.T, arrays["logits"])
+    return found
+
+
+def _images_of(folder: Path, cases: Mapping[str, Any], stem: str, arrays: Mapping[str, Tensor]) -> Tensor:
+    """The pictures behind a zero-shot file: ``zeroshot_<X>...`` goes with ``inputs_<X>`` where that exists."""
+    named = folder / f"inputs_{stem.rsplit('_', 1)[-1]}.safetensors"
+    path = named if named.exists() else sorted(folder.glob("inputs_*.safetensors"))[0]
+    return weights.read_weights(path)["images"]
+
+
+def schedule_differences(path: Path) -> Differences:
+    """A ``lr_schedule_*`` file: the learning rate of every epoch, for each base rate and length in it."""
+    from promptbench.method import Settings
+
+    worst = 0.0
+    for name, rates in weights.read_weights(path).items():
+        base, epochs = name.removeprefix("lr").split("_epochs")
+        settings = Settings(lr=float(base), epochs=int(epochs))
+        ours = torch.tensor([learning_rate(settings, e) for e in range(len(rates))], dtype=torch.float64)
+        worst = max(worst, _difference(ours, rates))
+    return {"schedule": worst}
+
+
+def run(folder: Path) -> Iterator[tuple[str, str, Differences | None]]:
+    """Every case of a folder as (name, method, differences, or None if the method is not implemented)."""
+    cases, clip = load_folder(folder)
+    known = {kind.official_name: kind for kind in methods().values() if kind.official_name}
+    for path in sorted(folder.glob("zeroshot_*.safetensors")):
+        if path.stem in cases.get("zeroshot_classnames", {}):
+            yield path.stem, "zero-shot", zeroshot_differences(folder, cases, path.stem, clip)
+    for path in sorted(folder.glob("lr_schedule*.safetensors")):
+        yield path.stem, "schedule", schedule_differences(path)
+    for name, case in cases["cases"].items():
+        kind = known.get(case["method"])
+        if kind is None:
+            yield name, case["method"], None
+        else:
+            yield name, case["method"], Case(folder, name, case, clip).differences(kind)
+
+
+def _difference(ours: Tensor, target: Tensor) -> float:
+    if ours.shape != target.shape:
+        return float("inf")
+    difference = (ours.detach().double() - target.double()).abs().max().item() if ours.numel() else 0.0
+    return difference if difference == difference else float("inf")  # NaN is never within a tolerance
+
+
+def _token_difference(rows: tuple[Row, ...], tokens: Tensor) -> float:
+    """Number of prompts whose frozen tokens differ; learnable places and padding are not compared."""
+    wrong = 0
+    for row, target in zip(rows, tokens.tolist(), strict=True):
+        kept = [(i, token) for i, token in enumerate(row) if token >= 0]
+        same = all(target[i] == token for i, token in kept) and not any(target[len(row) :])
+        wrong += not same
+    return float(wrong)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line per case and difference; 1 if any is over its tolerance."""
+    parser = argparse.ArgumentParser(prog="python -m promptbench.parity", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(arguments).folder
+    failed = compared = 0
+    try:
+        for name, method, differences in run(folder):
+            if differences is None:
+                print(f"{name}: skipped, {method} is not implemented")
+                continue
+            print(f"{name} ({method})")
+            for key, value in differences.items():
+                ok = value <= TOLERANCE[key]
+                compared += 1
+                failed += not ok
+                print(f"  {key:<14} {value:9.2e}  accept {TOLERANCE[key]:.0e}  {'ok' if ok else 'FAILED'}")
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(f"{compared} comparisons, {failed} over their tolerance")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

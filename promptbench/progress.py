@@ -1,0 +1,99 @@
+"""Progress on the screen: bars with an estimate of the time left on a terminal, one plain line per epoch elsewhere.
+
+All of it goes to standard error; standard output holds results only.
+"""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from promptbench.errors import UserError
+from promptbench.records import Record
+from promptbench.train import Progress
+from promptbench.trials import Trial
+
+
+def _result(record: Record) -> str:
+    shown = [f"{counts.classes} {counts.accuracy:.2f} %" for counts in record.evaluations]
+    return f"{', '.join(shown)} ({record.seconds.train + record.seconds.frozen:.1f} s training)"
+
+
+class PlainReporter:
+    """One line per event, for logs and pipes."""
+
+    def __enter__(self) -> "PlainReporter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        pass
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def start(self, trial: Trial, number: int, total: int) -> None:
+        self._print(f"[{number}/{total}] {trial.label}")
+
+    def epoch(self, progress: Progress, epochs: int) -> None:
+        last = progress.history[-1]
+        self._print(
+            f"  epoch {progress.epoch}/{epochs}  loss {last['loss']:.4f}  lr {last['lr']:.2e}  "
+            f"{progress.train_seconds + progress.frozen_seconds:.1f} s"
+        )
+
+    def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
+        done = "already done" if skipped else "done"
+        self._print(f"  {done}: {trial.label}: {_result(record)}")
+
+    def fail(self, trial: Trial, error: UserError) -> None:
+        self._print(f"  failed: {trial.label}: {error}")
+
+
+class RichReporter(PlainReporter):
+    """Two bars: trials, and epochs of the current one."""
+
+    def __init__(self, total: int) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.trials = self.bars.add_task("trials", total=total)
+        self.epochs = self.bars.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> "RichReporter":
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def _print(self, line: str) -> None:
+        self.bars.console.print(line, markup=False, highlight=False)
+
+    def start(self, trial: Trial, number: int, total: int) -> None:
+        self.bars.reset(self.epochs, description=trial.label, visible=True, total=trial.settings["epochs"])
+
+    def epoch(self, progress: Progress, epochs: int) -> None:
+        label = f"loss {progress.history[-1]['loss']:.3f}"
+        self.bars.update(self.epochs, completed=progress.epoch, total=epochs)
+        self.bars.update(self.trials, description=f"trials, {label}")
+
+    def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
+        self.bars.advance(self.trials)
+        super().finish(trial, record, skipped)
+
+    def fail(self, trial: Trial, error: UserError) -> None:
+        self.bars.advance(self.trials)
+        super().fail(trial, error)
+
+
+def make_reporter(total: int) -> PlainReporter:
+    """Bars if standard error is a terminal, lines otherwise."""
+    return RichReporter(total) if sys.stderr.isatty() else PlainReporter()

@@ -1,0 +1,86 @@
+"""Records: what a finished trial measured. Every table, plot and check reads records only.
+
+Schema 1. Counts, never rounded percentages. ``seconds``, ``peak_memory_bytes`` and ``environment`` vary
+between equal runs; everything else of an equal trial on a CPU is equal.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from promptbench.data import Half, Split
+from promptbench.files import write_atomic
+from promptbench.trials import Trial
+
+RECORD = "record.json"
+
+
+class Counts(BaseModel):
+    """One evaluation: pictures answered correctly and in all, also by class name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    classes: Half
+    split: Split
+    correct: int
+    total: int
+    per_class: dict[str, tuple[int, int]]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * self.correct / self.total
+
+
+class Seconds(BaseModel):
+    """Wall-clock seconds: training steps, frozen features (0 from a warm cache), evaluation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: float = 0.0
+    frozen: float = 0.0
+    evaluate: float = 0.0
+
+
+class Record(BaseModel):
+    """A finished trial."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    hash: str
+    trial: Trial
+    evaluations: list[Counts]
+    trainable_parameters: int
+    steps: int
+    final_loss: float | None
+    hashes: dict[str, str]
+    seconds: Seconds
+    peak_memory_bytes: int
+    environment: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write ``record.json``, whole or not at all. Its presence means the trial is done."""
+        write_atomic(folder / RECORD, self.model_dump_json(indent=1) + "\n")
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in a trial's folder, None if there is none or it cannot be read."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def read_records(out: Path) -> tuple[list[Record], list[Path]]:
+    """All records below an output folder, in path order, and the files that are no valid records."""
+    records, broken = [], []
+    for path in sorted(out.rglob(RECORD)):
+        record = read_record(path.parent)
+        if record is None or record.hash != record.trial.hash:
+            broken.append(path)
+        else:
+            records.append(record)
+    return records, broken

@@ -1,0 +1,154 @@
+"""Class names as token rows, and the layout in which the text tower runs them without padding.
+
+A *row* is the token ids of one prompt from start to end token. Learnable context tokens stand in it as
+negative numbers: slot ``j`` is ``-1 - j``.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from promptbench.errors import UserError
+
+START, END = 49406, 49407
+Position = Literal["end", "middle", "front"]
+Row = tuple[int, ...]
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@functools.lru_cache(maxsize=100_000)
+def encode(text: str) -> Row:
+    """CLIP's byte-pair ids of ``text``, without start and end token."""
+    return tuple(_tokenizer().encode(text))
+
+
+def readable(classname: str) -> str:
+    """The class name as it goes into a prompt: underscores become blanks."""
+    return classname.replace("_", " ")
+
+
+def text_rows(texts: Sequence[str]) -> tuple[Row, ...]:
+    """Rows of plain sentences, no learnable tokens."""
+    return tuple((START, *encode(text), END) for text in texts)
+
+
+def template_rows(classnames: Sequence[str], template: str) -> tuple[Row, ...]:
+    """Rows of ``template`` with ``{}`` replaced by each class name."""
+    return text_rows([template.replace("{}", readable(name)) for name in classnames])
+
+
+def uses_words(words: str, n_ctx: int) -> bool:
+    """Whether a context of n_ctx tokens starts from ``words``: the official code does so up to four tokens,
+    CoOp for exactly as many as there are words; otherwise the context starts random."""
+    return bool(words) and (n_ctx <= 4 or n_ctx == len(words.split()))
+
+
+def prompt_rows(
+    classnames: Sequence[str], words: str, n_ctx: int, position: Position = "end"
+) -> tuple[Row, ...]:
+    """Rows of ``<context> <class name>.`` with ``n_ctx`` learnable tokens (CoOp and all its heirs).
+
+    The learnable tokens replace the first ``n_ctx`` tokens of ``words`` (or of as many "X", see
+    `uses_words`). Words beyond ``n_ctx`` stay as frozen text: "a photo of a" with n_ctx 2 gives
+    ``[c1][c2] of a <name>.`` The end token keeps its place, since tokens are replaced, never added.
+
+    ``position``: where the class name stands among the context tokens; `middle` has the first
+    ``n_ctx // 2`` of them before it, `front` none.
+    """
+    if not uses_words(words, n_ctx):
+        words = " ".join(["X"] * n_ctx)
+    slots = tuple(-1 - j for j in range(n_ctx))
+    rows = []
+    for classname in classnames:
+        name = readable(classname)
+        # The whole sentence is tokenised at once: a name ending in "." would otherwise get two tokens
+        # for its last two characters where the official code has one.
+        tail = encode(f"{words} {name}.".strip())[n_ctx:]
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        length = 0 if position == "end" else len(encode(name))
+        rows.append((START, *slots[:before], *tail[:length], *slots[before:], *tail[length:], END))
+    return tuple(rows)
+
+
+class TextLayout:
+    """Where every token of C prompts goes when nothing is padded and nothing is computed twice.
+
+    The rows' longest common beginning (start token, shared context tokens, template words) is the
+    *prefix*, computed once. What follows, the *suffixes*, is packed end to end, classes sorted by suffix
+    length so that classes of one length form a block for attention.
+
+    Packed sequence = prefix (``n_prefix`` tokens), then the suffixes: ``n_tokens`` in all.
+
+    Attributes (index tensors on ``device``):
+        ids        [n_tokens]  token ids, 0 where a learnable token goes
+        positions  [n_tokens]  position in the sentence, for the positional embedding
+        groups     (first row in the packed sequence, classes, suffix length) per length
+        ends       [C]         packed index of each class's end token, in the order of the classes
+        slot_at    [m]         packed indices of learnable tokens
+        slot_of    [m]         which learnable token stands there (class-specific: ``c * n_ctx + j``)
+
+    ``shared`` False keeps the context out of the prefix, for contexts that differ between classes.
+    Raises UserError if a row is longer than the context length.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        context_length: int,
+        shared: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        longest = max(rows, key=len)
+        if len(longest) > context_length:
+            text = _tokenizer().decode([token for token in longest[1:-1] if token >= 0]).strip()
+            raise UserError(
+                f"The prompt with {text!r} has {len(longest)} tokens, but this backbone reads "
+                f"{context_length}; shorten the class name or use fewer context tokens (--set n_ctx=...)."
+            )
+        self.rows = tuple(rows)
+        self.n_ctx = max((-token for row in rows for token in row if token < 0), default=0)
+        first, limit = rows[0], min(len(row) for row in rows) - 1
+        self.n_prefix = next(
+            (
+                i
+                for i in range(limit)
+                if any(row[i] != first[i] for row in rows) or (not shared and first[i] < 0)
+            ),
+            limit,
+        )
+        order = sorted(range(len(rows)), key=lambda c: len(rows[c]))
+        packed = [(0, i, token) for i, token in enumerate(first[: self.n_prefix])]
+        self.groups: list[tuple[int, int, int]] = []
+        ends = [0] * len(rows)
+        for c in order:
+            suffix = rows[c][self.n_prefix :]
+            if self.groups and self.groups[-1][2] == len(suffix):
+                start, count, length = self.groups[-1]
+                self.groups[-1] = (start, count + 1, length)
+            else:
+                self.groups.append((len(packed), 1, len(suffix)))
+            packed += [(c, self.n_prefix + i, token) for i, token in enumerate(suffix)]
+            ends[c] = len(packed) - 1
+
+        def index(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        slots = [(at, c, -1 - token) for at, (c, _, token) in enumerate(packed) if token < 0]
+        self.n_tokens = len(packed)
+        self.ids = index([max(token, 0) for _, _, token in packed])
+        self.positions = index([position for _, position, _ in packed])
+        self.ends = index(ends)
+        self.slot_at = index([at for at, _, _ in slots])
+        self.slot_of = index([j if shared else c * self.n_ctx + j for _, c, j in slots])
+        # Deep prompting overwrites positions 1..n_ctx, so it needs all of them in the shared prefix.
+        self.deep = first[1 : 1 + self.n_ctx] == tuple(-1 - j for j in range(self.n_ctx)) and (
+            self.n_prefix > self.n_ctx
+        )

@@ -1,0 +1,197 @@
+"""The one training loop. It knows no method and no dataset by name.
+
+A trial is a pure function of its configuration: initial values come from the seed, batches and views
+from (seed, epoch), and each epoch reseeds whatever else a method may draw. A checkpoint after every
+epoch therefore makes a killed run continue bit for bit.
+"""
+
+import math
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptbench.clip import Classes, FrozenCLIP
+from promptbench.data import Dataset, Item
+from promptbench.errors import UserError
+from promptbench.files import canonical, write_atomic
+from promptbench.frozen import frozen_features
+from promptbench.method import Batch, Method, Settings
+from promptbench.views import Views, epoch_order, load_batches
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Progress:
+    """What training has done so far: saved in the checkpoint, reported after every epoch."""
+
+    epoch: int = 0
+    steps: int = 0
+    train_seconds: float = 0.0
+    frozen_seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+Report = Callable[[Progress, int], None]  # after each epoch, with the number of epochs
+
+
+def learning_rate(settings: Settings, epoch: int) -> float:
+    """The field's schedule, stepped once per epoch (Dassl.pytorch: dassl/optim/lr_scheduler.py).
+
+    ``warmup_lr`` for the first ``warmup_epochs`` W, then lr (1 + cos(pi (epoch - W) / epochs)) / 2: the
+    cosine starts late and so never reaches zero.
+    """
+    if epoch < settings.warmup_epochs:
+        return settings.warmup_lr
+    return settings.lr * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+
+
+def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser over all trainable parameters alike; the decay acts on prompts and biases too."""
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, eps=settings.eps, **common)
+
+
+def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """The dtype of the frozen towers' arithmetic, None for fp32; prompts stay fp32 in any case.
+
+    "auto": fp32 on a CPU; on CUDA bf16, or fp16 (with loss scaling) where bf16 is missing.
+    """
+    if precision == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The autocast context for `autocast_dtype`."""
+    dtype = autocast_dtype(device, precision)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
+    """A method with initial values drawn from ``seed``, on the CLIP's device; the global stream is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return method(clip, settings, classes).to(clip.device)
+
+
+def fit(
+    method: Method,
+    dataset: Dataset,
+    items: Sequence[Item],
+    classes: Classes,
+    seed: int,
+    folder: Path | None = None,
+    precision: str = "auto",
+    workers: int = 0,
+    report: Report = lambda progress, epochs: None,
+) -> Progress:
+    """Train ``method`` in place on ``items``; with a ``folder``, checkpoint there and resume from it.
+
+    Raises UserError if the loss stops being a number, naming epoch, step and learning rate.
+    """
+    clip, settings = method.clip, method.settings
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if not parameters or not settings.epochs:
+        return Progress()
+    optimizer = make_optimizer(settings, parameters)
+    scaler = torch.amp.GradScaler(
+        clip.device.type, enabled=autocast_dtype(clip.device, precision) == torch.float16
+    )
+    views = Views(**clip.preprocess, crop_min=settings.crop_min, flip=dataset.card.flip)
+    labels = torch.tensor([item.label for item in items], device=clip.device)
+    progress = _resume(folder, method, optimizer, scaler)
+    method.train()
+    for epoch in range(progress.epoch, settings.epochs):
+        batches = epoch_order(len(items), settings.batch_size, seed, epoch)
+        draw = (seed, epoch)
+        started = time.perf_counter()
+        frozen = None
+        if method.needs_frozen:
+            with autocast(clip.device, precision):
+                frozen = frozen_features(clip, dataset, items, views, draw, workers)
+        progress.frozen_seconds += time.perf_counter() - started
+
+        started = time.perf_counter()
+        lr = learning_rate(settings, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = iter(())
+        if method.needs_images:
+            images = load_batches(dataset, items, views, batches, draw, clip.device, workers)
+        losses = []
+        with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
+            torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
+            for batch_indices in batches:
+                index = torch.tensor(batch_indices, device=clip.device)
+                batch = Batch(labels[index], next(images, None), None if frozen is None else frozen[index])
+                optimizer.zero_grad(set_to_none=True)
+                with autocast(clip.device, precision):
+                    loss = method.loss(batch, classes)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                losses.append(loss.detach())  # read once per epoch: no synchronisation per step
+        values = torch.stack(losses).float().cpu()
+        _require_finite(values, method, epoch, lr)
+        progress.epoch, progress.steps = epoch + 1, progress.steps + len(batches)
+        progress.train_seconds += time.perf_counter() - started
+        progress.history.append({"epoch": epoch + 1, "lr": lr, "loss": values.mean().item()})
+        _save(folder, progress, method, optimizer, scaler)
+        report(progress, settings.epochs)
+    return progress
+
+
+def _require_finite(losses: Tensor, method: Method, epoch: int, lr: float) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise UserError(
+            f"The loss of {method.name} became {losses[bad[0, 0]].item()} at epoch {epoch + 1}, step "
+            f"{int(bad[0, 0]) + 1}, learning rate {lr:.3g}; use a smaller one (--set lr=...)."
+        )
+
+
+def _save(
+    folder: Path | None, progress: Progress, method: Method, optimizer: torch.optim.Optimizer, scaler: Any
+) -> None:
+    if folder is None:
+        return
+    state = {
+        "progress": vars(progress),
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    write_atomic(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    write_atomic(folder / METRICS, "".join(canonical(row) + "\n" for row in progress.history))
+
+
+def _resume(
+    folder: Path | None, method: Method, optimizer: torch.optim.Optimizer, scaler: Any
+) -> Progress:
+    """Continue from the checkpoint if there is a readable one; a damaged one means starting over."""
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return Progress()
+    try:
+        state = torch.load(folder / CHECKPOINT, map_location=method.clip.device, weights_only=True)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        return Progress(**state["progress"])
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        raise UserError(
+            f"The checkpoint in {folder} was damaged and has been removed; run the same command again to "
+            "start this trial over."
+        ) from None

@@ -1,0 +1,325 @@
+"""Backbones by name and their weights from a tag or a file: an error says what does not fit, and why.
+
+Anything that could make a number silently wrong is refused: a QuickGELU mismatch (open_clip only warns),
+a missing, extra or wrongly shaped array, a tower our forward does not reproduce.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptbench.errors import UserError, unknown
+from promptbench.files import hash_file
+
+POCKET = "pocket"
+_OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a backbone, read from its configuration: enough to count a method's parameters."""
+
+    embed_dim: int
+    text_width: int
+    text_layers: int
+    context_length: int
+    vision_width: int
+    vision_layers: int
+    image_size: int
+
+
+def pocket_folder() -> Path:
+    """Where the embedded backbone lies inside the installed package."""
+    return Path(str(resources.files("promptbench.datasets"))) / "pocket" / "backbone"
+
+
+def backbones() -> list[str]:
+    """Names accepted by ``--backbone``: the embedded one and every native open_clip ViT we can run."""
+    import open_clip
+
+    return [POCKET] + [name for name in open_clip.list_models() if not _refusal(_open_clip_config(name))]
+
+
+@cache
+def _open_clip_config(name: str) -> dict[str, Any]:
+    import open_clip
+
+    return open_clip.get_model_config(name) or {}
+
+
+def _refusal(config: Mapping[str, Any]) -> str:
+    """Why our forward cannot run this architecture; empty if it can."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    for reason, found in {
+        "its vision tower is a timm model": "timm_model_name" in vision,
+        "its vision tower is a ResNet, which has no tokens to prompt": isinstance(vision["layers"], list)
+        if "layers" in vision
+        else False,
+        "its text tower is a Hugging Face model": "hf_model_name" in text,
+        "its text tower uses another tokenizer": "hf_tokenizer_name" in text,
+        "it is a CoCa or custom-text model": "multimodal_cfg" in config or config.get("custom_text"),
+        "its vision tower does not read out the class token": vision.get("pool_type", "tok") != "tok"
+        or vision.get("attentional_pool")
+        or vision.get("no_ln_pre"),
+        "its text tower does not read out the end token": text.get("pool_type", "argmax") != "argmax"
+        or text.get("embed_cls")
+        or text.get("proj_bias")
+        or text.get("proj_type", "linear") != "linear",
+        "its text attention is not causal": text.get("no_causal_mask"),
+        "its blocks are not CLIP's": any(
+            tower.get(key)
+            for tower in (vision, text)
+            for key in ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn", "scale_fc")
+        ),
+    }.items():
+        if found:
+            return reason
+    return ""
+
+
+def backbone_config(name: str) -> dict[str, Any]:
+    """The open_clip model configuration of a backbone. Raises UserError if unknown or not supported."""
+    if name == POCKET:
+        return json.loads((pocket_folder() / "pocket.json").read_text())["model_cfg"]
+    config = _open_clip_config(name)
+    if not config:
+        raise unknown("backbone", name, backbones(), "See `promptbench ls backbones`.")
+    if reason := _refusal(config):
+        raise UserError(
+            f"Backbone {name!r} cannot be prompted here: {reason}; choose a native CLIP ViT from "
+            f"`promptbench ls backbones`."
+        )
+    return config
+
+
+def backbone_shape(name: str) -> Shape:
+    """Sizes of a backbone without loading weights. Raises UserError as `backbone_config`."""
+    return shape_of(backbone_config(name))
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """Sizes from an open_clip model configuration."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    return Shape(
+        embed_dim=config["embed_dim"],
+        text_width=text.get("width", 512),
+        text_layers=text.get("layers", 12),
+        context_length=text.get("context_length", 77),
+        vision_width=vision["width"],
+        vision_layers=vision["layers"],
+        image_size=vision.get("image_size", 224),
+    )
+
+
+def preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
+    """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects."""
+    size = backbone_shape(name).image_size
+    mean, std = _MEAN, _STD
+    if name != POCKET and pretrained and not Path(pretrained).exists():
+        import open_clip
+
+        tag = open_clip.get_pretrained_cfg(name, pretrained)
+        mean, std = tuple(tag.get("mean") or _MEAN), tuple(tag.get("std") or _STD)
+    return {"size": size, "mean": mean, "std": std}
+
+
+def weights_file(name: str, pretrained: str | None) -> tuple[Path | None, str]:
+    """Where the weights are, as (local file or None, tag or empty). Checks everything short of reading.
+
+    Raises UserError for a missing file, an unknown tag, or a tag trained with the other GELU.
+    """
+    config = backbone_config(name)
+    if pretrained is None:
+        if name == POCKET:
+            return pocket_folder() / "pocket.safetensors", ""
+        raise UserError(
+            f"Backbone {name!r} needs weights: add `--pretrained openai` (downloads them) or "
+            "`--pretrained FILE.safetensors`."
+        )
+    path = Path(pretrained)
+    if path.is_file():
+        return path, ""
+    if name == POCKET or path.suffix in (".pt", ".pth", ".safetensors", ".bin"):
+        raise UserError(f"There is no weights file {pretrained!r}; give the path of an existing file.")
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise unknown(f"weights tag for {name}", pretrained, tags, "A path of a local file works too.")
+    quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
+    _check_gelu(name, bool(config.get("quick_gelu", False)), quick, f"the weights {pretrained!r}")
+    return None, pretrained
+
+
+def _check_gelu(name: str, model: bool, weights: bool, what: str) -> None:
+    if model != weights:
+        other = name.removesuffix("-quickgelu") if model else f"{name}-quickgelu"
+        kind = "QuickGELU" if weights else "plain GELU"
+        raise UserError(
+            f"QuickGELU mismatch: {what} were trained with {kind} but backbone {name!r} computes the "
+            f"other one, which would quietly cost accuracy; use `--backbone {other}`."
+        )
+
+
+def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Module, dict[str, Any], str]:
+    """Build an open_clip CLIP in fp32 with its weights: (model, configuration, SHA-256 of the weights file).
+
+    Raises UserError if anything about the weights does not fit (`weights_file`, `read_weights`,
+    `build_model` say what).
+    """
+    path, tag = weights_file(name, pretrained)
+    config = backbone_config(name)
+    if path is None:
+        import open_clip.pretrained
+
+        try:
+            path = Path(open_clip.pretrained.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+        except Exception as error:
+            raise UserError(
+                f"Could not download the weights {tag!r} of {name} ({type(error).__name__}); fetch the file "
+                "on a machine with a network and pass its path with --pretrained."
+            ) from None
+    state = read_weights(path)
+    if _OPENAI_MARKS & state.keys():
+        _check_gelu(name, bool(config.get("quick_gelu", False)), True, f"{path.name}: OpenAI's weights")
+        state = {key: value for key, value in state.items() if key not in _OPENAI_MARKS}
+    return build_model(config, state, path.name), config, hash_file(path)
+
+
+def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], what: str) -> torch.nn.Module:
+    """An open_clip CLIP in fp32 holding exactly ``state``.
+
+    A pruned token table (``token_embedding.ids`` [n] and ``.rows`` [n, d]) is unfolded; tokens outside
+    it get a zero row. Raises UserError naming missing, unexpected or wrongly shaped arrays of ``what``.
+    """
+    from open_clip.model import CLIP
+
+    state = dict(state)
+    if "token_embedding.ids" in state and "token_embedding.rows" in state:
+        ids, rows = state.pop("token_embedding.ids").long(), state.pop("token_embedding.rows")
+        vocabulary = config["text_cfg"].get("vocab_size", 49408)
+        if len(ids) != len(rows) or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary):
+            raise UserError(f"{what} does not fit: its token ids and rows disagree; get the file again.")
+        state["token_embedding.weight"] = torch.zeros(vocabulary, rows.shape[1]).index_copy_(
+            0, ids, rows.float()
+        )
+    keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+    with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights; nobody else should notice
+        model = CLIP(**{key: config[key] for key in keys if key in config})
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} is {list(state[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{what} does not fit this backbone: {', '.join(problems[:3])}{more}; "
+            "check that --backbone names the architecture the file was trained for."
+        )
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of a weights file: safetensors, a ``.pt`` state dict, or OpenAI's TorchScript archive.
+
+    No code from the file is ever run: ``.pt`` goes through torch's weights_only reader, TorchScript
+    archives through a reader of our own that knows tensors and nothing else.
+    Raises UserError if the file is truncated, not a weights file, or not safe to read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if _is_torchscript(path):
+            return _read_torchscript(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is not a plain state dict and is not unpickled, since that could run code; save it "
+            "again as safetensors."
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"Cannot read the weights in {path} ({type(error).__name__}): the file is truncated or not a "
+            "weights file; get it again."
+        ) from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict of tensors; save the model's state_dict() as safetensors.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Node:
+    """Stands for any TorchScript module object: only its attributes are kept."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a TorchScript archive such as OpenAI's ViT-B-16.pt, without its code."""
+    with zipfile.ZipFile(path) as archive:
+        root = next(n for n in archive.namelist() if n.endswith("/data.pkl")).removesuffix("data.pkl")
+
+        class Reader(pickle.Unpickler):
+            def find_class(self, module: str, name: str) -> Any:
+                if module.startswith("__torch__"):
+                    return _Node
+                if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+                    return torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+                if (module, name) == ("collections", "OrderedDict"):
+                    return OrderedDict
+                if module == "torch" and name.endswith("Storage"):
+                    return getattr(torch, name)
+                if module == "torch.jit._pickle":  # typed lists of ints, tensors, ...
+                    return lambda value: value
+                raise pickle.UnpicklingError(f"{module}.{name}")
+
+            def persistent_load(self, pid: Any) -> Any:
+                _, storage, key, _, _ = pid
+                buffer = bytearray(archive.read(f"{root}data/{key}"))
+                flat = torch.frombuffer(buffer, dtype=storage.dtype)
+                return torch.storage.TypedStorage(
+                    wrap_storage=flat.untyped_storage(), dtype=storage.dtype, _internal=True
+                )
+
+        top = Reader(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(node: _Node, prefix: str) -> None:
+        for name, value in vars(node).items():
+            if isinstance(value, _Node):
+                walk(value, f"{prefix}{name}.")
+            elif isinstance(value, torch.Tensor) and name != "attn_mask":  # a constant, not a weight
+                found[prefix + name] = value
+            elif not prefix and name in _OPENAI_MARKS:
+                found[name] = torch.tensor(value)
+
+    walk(top, "")
+    return found
