@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -81,11 +80,11 @@ class CoOp(Method):
     def prompts(self) -> Prompts:
         return Prompts(text=[self.ctx])
 
-    def text_features(self, classes: Classes) -> Tensor:
+    def raw_text_features(self, classes: Classes) -> Tensor:
         s = self.settings
         shared = not s.class_specific
         layout = self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx, s.position, shared)
-        return F.normalize(self.clip.text_features(layout, [self.ctx]), dim=-1)
+        return self.clip.text_features(layout, [self.ctx])
 
     @classmethod
     def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class IVLP(Method):
     @classmethod
     def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "n_ctx": case["n_ctx_text"],
-            "n_ctx_vision": case["n_ctx_vision"],
+            "n_ctx": case["n_ctx_text"] if case["depth_text"] else 0,
+            "n_ctx_vision": case["n_ctx_vision"] if case["depth_vision"] else 0,
             "depth_text": case["depth_text"] or 1,
             "depth_vision": case["depth_vision"] or 1,
             "ctx_init": case["ctx_init"],

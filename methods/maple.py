@@ -63,9 +63,7 @@ class MaPLe(Method):
         return settings.depth * (settings.n_ctx * shape.text_width + coupling)
 
     def prompts(self) -> Prompts:
-        return Prompts(
-            list(self.text), [f(p) for f, p in zip(self.couple, self.text, strict=True)]
-        )
+        return Prompts(list(self.text), [f(p) for f, p in zip(self.couple, self.text, strict=True)])
 
     @classmethod
     def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:

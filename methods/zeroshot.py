@@ -40,7 +40,7 @@ class ZeroShot(Method):
     Settings = ZeroShotSettings
 
     def text_features(self, classes: Classes) -> Tensor:
-        templates = (classes.template,)
+        templates: tuple[str, ...] = (classes.template,)
         if self.settings.templates == "ensemble":
             templates = (*SELECT, *(t for t in templates if t not in SELECT))
         return self.clip.frozen_text(classes, templates)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,8 @@ class FeatureCache:
         if (found := _read(path)) is not None:
             return found
         tensor = compute().cpu().contiguous()
-        try:
+        with suppress(UserError):  # a cache that cannot be written costs time, never a result
             write_atomic(path, save({"features": tensor}, {"sha256": _digest(tensor)}))
-        except UserError:
-            pass  # a cache that cannot be written costs time, never a result
         return tensor
 
 

@@ -39,9 +39,7 @@ def main() -> None:
 
 
 @app.callback(
-    epilog=_examples(
-        "promptbench run mmlop --benchmark base2novel", "promptbench compare --plot tradeoff"
-    )
+    epilog=_examples("promptbench run mmlop --benchmark base2novel", "promptbench compare --plot tradeoff")
 )
 def _app(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -83,7 +81,9 @@ def run(
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of the backbone: an open_clip tag or a local file.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")
+    ] = "test",
     precision: Annotated[
         str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
     ] = "auto",
@@ -121,7 +121,7 @@ def run(
         limit=limit,
         backbone=backbone,
         pretrained=pretrained,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]
     )
     if dry_run:
         _show_plan(trials, out)
@@ -195,7 +195,8 @@ def list_(
 
 @app.command(
     epilog=_examples(
-        "promptbench show 3f2a91c0", "promptbench show results/runs/base2novel/mmlop/icons/shots16-seed1-3f2a91c0"
+        "promptbench show 3f2a91c0",
+        "promptbench show results/runs/base2novel/mmlop/icons/shots16-seed1-3f2a91c0",
     )
 )
 def show(
@@ -218,10 +219,16 @@ def show(
     seconds = record.seconds
     rows = [
         ("run", f"{record.trial.label} ({record.trial.benchmark}, {record.hash[:8]})"),
-        *((f"{c.classes}, {c.split}", f"{c.accuracy:.2f} % ({c.correct}/{c.total})") for c in record.evaluations),
+        *(
+            (f"{c.classes}, {c.split}", f"{c.accuracy:.2f} % ({c.correct}/{c.total})")
+            for c in record.evaluations
+        ),
         ("trainable parameters", f"{record.trainable_parameters:,}"),
         ("steps", f"{record.steps:,}"),
-        ("seconds", f"{seconds.train:.1f} train, {seconds.frozen:.1f} frozen, {seconds.evaluate:.1f} evaluate"),
+        (
+            "seconds",
+            f"{seconds.train:.1f} train, {seconds.frozen:.1f} frozen, {seconds.evaluate:.1f} evaluate",
+        ),
         ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
         ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),

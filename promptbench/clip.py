@@ -70,7 +70,7 @@ class FrozenCLIP:
         self.preprocess = preprocess or {"size": shape.image_size, "mean": weights._MEAN, "std": weights._STD}
         self.fingerprint = fingerprint
         self.device = torch.device(device)
-        self.scale: Tensor = self.model.logit_scale.exp()
+        self.scale: Tensor = torch.exp(self.model.logit_scale)
         self.reference = False
         # Without a fingerprint of the weights nothing may outlive this object.
         self.cache = cache if cache and fingerprint else FeatureCache(None)
@@ -99,7 +99,7 @@ class FrozenCLIP:
     # ------------------------------------------------------------------ text
 
     def layout(self, rows: Sequence[Row], shared: bool = True) -> TextLayout:
-        """The packed layout of token rows, built once per class set. Raises UserError if a row is too long."""
+        """The packed layout of token rows, built once per class set. Raises UserError on a row too long."""
         key = (tuple(rows), shared)
         if key not in self._layouts:
             if len(self._layouts) >= 32:
@@ -138,9 +138,7 @@ class FrozenCLIP:
             embedded = embedded.index_copy(0, layout.slot_at, slots.to(embedded.dtype))
         x = embedded + frozen
         blocks = self.model.transformer.resblocks
-        masks = {
-            length: _suffix_mask(layout.n_prefix, length, self.device) for _, _, length in layout.groups
-        }
+        masks = {length: _suffix_mask(layout.n_prefix, length, self.device) for _, _, length in layout.groups}
         for i, block in enumerate(blocks):
             if 0 < i < len(prompts):
                 x = torch.cat([x[:1], prompts[i].to(x.dtype), x[1 + layout.n_ctx :]])

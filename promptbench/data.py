@@ -47,7 +47,7 @@ class Card(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
-    loader: str = "archive"
+    loader: str = Field("archive", pattern=r"^[a-z_]+$", description="module of promptbench.datasets")
     source: str = Field("", description="file or folder with the pictures, relative to the card")
     template: str = Field("a photo of a {}.", pattern=r"\{\}")
     classes: int | None = None
@@ -87,7 +87,10 @@ class Dataset:
             ) from None
 
     def half(self, half: Half) -> list[int]:
-        """Labels of the base half (the first ceil(n/2)), the novel half, or all (OxfordPets.subsample_classes)."""
+        """Labels of the base half (the first ceil(n/2)), the novel half, or all.
+
+        The cut of KaiyangZhou/CoOp: datasets/oxford_pets.py, subsample_classes.
+        """
         n = len(self.classnames)
         middle = (n + 1) // 2
         return list({"base": range(middle), "novel": range(middle, n), "all": range(n)}[half])
@@ -97,7 +100,7 @@ class Dataset:
         return Classes(tuple(self.classnames[label] for label in self.half(half)), self.card.template)
 
     def items(self, split: Split, half: Half = "all", limit: int | None = None) -> list[Item]:
-        """Items of a split in one half, labels renumbered from 0; at most ``limit`` per class, in file order."""
+        """Items of a split in one half, in file order, labels renumbered; at most ``limit`` per class."""
         return restrict(self.splits[split], self.half(half), limit)
 
     def few_shot(self, shots: int, seed: int, half: Half) -> list[Item]:
@@ -111,8 +114,8 @@ class Dataset:
         if min(sizes) < shots:
             smallest = sizes.index(min(sizes))
             raise UserError(
-                f"Class {self.classnames[smallest]!r} of {self.name} has {sizes[smallest]} training pictures, "
-                f"fewer than {shots} shots; use --shots {sizes[smallest]} or less."
+                f"Class {self.classnames[smallest]!r} of {self.name} has {sizes[smallest]} training "
+                f"pictures, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
             )
         train, _ = draw_few_shot(self.splits["train"], self.splits["val"], shots, seed)
         return restrict(train, self.half(half))
@@ -160,7 +163,9 @@ def read_card(path: Path) -> Card:
     except OSError as error:
         raise UserError(f"Cannot read the dataset card {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The dataset card {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(
+            f"The dataset card {path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
     try:
         return Card(**values) if isinstance(values, dict) else Card.model_validate(values)
     except (ValidationError, TypeError) as error:
@@ -207,9 +212,11 @@ def load(name: str) -> Dataset:
         raise unknown("dataset", name, cards(), hint)
     try:
         loader = importlib.import_module(f"promptbench.datasets.{card.loader}")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != f"promptbench.datasets.{card.loader}":
+            raise  # something the loader itself needs is not installed
         raise UserError(
-            f"The card of {card.name} names a loader {card.loader!r} that does not exist; put it in datasets/."
+            f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; add or correct it."
         ) from None
     splits, pictures, fingerprint = loader.load(card, folder)
     return Dataset(card, _classnames(card, splits), splits, pictures, fingerprint)
@@ -234,7 +241,7 @@ def read_splits(text: str | bytes, where: str) -> tuple[Splits, str]:
 
 
 def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
-    """Class names in label order, from the train items, with everything checked that could go wrong quietly."""
+    """Class names in label order, with everything checked that could go wrong quietly."""
     names: dict[int, str] = {}
     for split, items in splits.items():
         for item in items:

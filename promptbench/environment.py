@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -67,10 +68,9 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            try:
+            # Not allowed in some containers: the mark is then that of the whole process.
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-            except OSError:
-                pass  # not allowed in some containers: the mark is then that of the whole process
 
     def bytes(self) -> int:
         """The peak so far."""
@@ -86,7 +86,9 @@ class PeakMemory:
 
 def default_device() -> torch.device:
     """CUDA if there is one, else the CPU; ``PROMPTBENCH_DEVICE`` decides otherwise."""
-    return torch.device(os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(
+        os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
 
 
 def cpu_count() -> int:

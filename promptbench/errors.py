@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence with the cause and the fix; the command line prints it and exits with 2."""
+"""A user's mistake is one sentence with cause and fix; the command line prints it and exits with 2."""
 
 import difflib
 from collections.abc import Iterable

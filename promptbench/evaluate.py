@@ -39,9 +39,7 @@ def evaluate(
             batches = (Batch(y, images=x) for y, x in zip(in_chunks(labels), images, strict=True))
         else:
             frozen = frozen_features(clip, dataset, items, views, None, workers)
-            batches = (
-                Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True)
-            )
+            batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
         right = torch.cat([method.logits(batch, text).argmax(dim=-1) == batch.labels for batch in batches])
     total = torch.bincount(labels, minlength=len(classes)).tolist()
     correct = torch.bincount(labels[right], minlength=len(classes)).tolist()

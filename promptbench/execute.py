@@ -113,9 +113,7 @@ def run_trial(
         )
     started = time.perf_counter()
     counts = [
-        evaluate(
-            method, datasets[e.dataset], e, trial.split, trial.limit, trial.precision, workers
-        )
+        evaluate(method, datasets[e.dataset], e, trial.split, trial.limit, trial.precision, workers)
         for e in trial.evaluations
     ]
     evaluated = time.perf_counter() - started
@@ -131,9 +129,7 @@ def run_trial(
         steps=progress.steps,
         final_loss=progress.history[-1]["loss"] if progress.history else None,
         hashes={"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()},
-        seconds=Seconds(
-            train=progress.train_seconds, frozen=progress.frozen_seconds, evaluate=evaluated
-        ),
+        seconds=Seconds(train=progress.train_seconds, frozen=progress.frozen_seconds, evaluate=evaluated),
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device, str(dtype).removeprefix("torch.")),
     )

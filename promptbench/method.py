@@ -51,8 +51,6 @@ class PromptSettings(Settings):
 
     @model_validator(mode="after")
     def _words_fit(self) -> "PromptSettings":
-        if self.n_ctx == 0 and not self.ctx_init:
-            raise ValueError("n_ctx=0 needs the words of ctx_init")
         if self.ctx_init and len(self.ctx_init.split()) < self.n_ctx <= 4:
             raise ValueError("ctx_init has fewer words than n_ctx; ctx_init='' starts from random tokens")
         return self
@@ -130,11 +128,15 @@ class Method(nn.Module):
         """The tokens for both towers."""
         return Prompts()
 
-    def text_features(self, classes: Classes) -> Tensor:
-        """Unit-norm text features: [C, e]."""
+    def raw_text_features(self, classes: Classes) -> Tensor:
+        """Text features of the prompted class names before normalisation: [C, e]."""
         settings = self.settings
         layout = self.clip.prompt_layout(classes, settings.ctx_init, settings.n_ctx)
-        return F.normalize(self.clip.text_features(layout, self.prompts().text), dim=-1)
+        return self.clip.text_features(layout, self.prompts().text)
+
+    def text_features(self, classes: Classes) -> Tensor:
+        """Unit-norm text features: [C, e], the classifier."""
+        return F.normalize(self.raw_text_features(classes), dim=-1)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Unit-norm image features: [B, e], from the frozen cache if the image tower is left alone."""

@@ -19,7 +19,6 @@ from torch import Tensor
 from promptbench import weights
 from promptbench.clip import Classes, FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.frozen import chunks
 from promptbench.method import Batch, Method, methods
 from promptbench.tokens import Row, prompt_rows, template_rows
 from promptbench.train import learning_rate, make_optimizer
@@ -89,7 +88,11 @@ class Case:
         """Our method at the official initial parameters. Raises UserError if the two sets differ."""
         settings = kind.Settings(**kind.official_settings(self.case))
         method = kind(self.clip, settings, self.classes)
-        official = {key.removeprefix("param."): v for key, v in self.arrays.items() if key.startswith("param.")}
+        official = {
+            key.removeprefix("param."): value
+            for key, value in self.arrays.items()
+            if key.startswith("param.") and value.numel()  # a tower with 0 prompts may hold an empty one
+        }
         names = {method.official_parameter(name): name for name, _ in method.named_parameters()}
         if names.keys() != official.keys():
             differing = sorted(names.keys() ^ official.keys())
@@ -117,9 +120,11 @@ class Case:
             text, image = method.text_features(self.classes), method.image_features(batch)
             ours = {"text_features": text, "image_features": image, "logits": method.logits(batch, text)}
             prompts = method.prompts()
-            raw = self.clip.image_features(self.images, prompts.vision)
-            found["features_raw"] = _difference(raw, self.arrays["image_features_raw"])
-        found["features"] = max(_difference(ours[k], self.arrays[k]) for k in ("text_features", "image_features"))
+            ours["image_features_raw"] = self.clip.image_features(self.images, prompts.vision)
+            ours["text_features_raw"] = method.raw_text_features(self.classes)
+        for kind_of in ("features_raw", "features"):
+            towers = (f"text_{kind_of}", f"image_{kind_of}")
+            found[kind_of] = max(_difference(ours[key], self.arrays[key]) for key in towers)
         found["logits"] = _difference(ours["logits"], self.arrays["logits"])
         loss = method.loss(batch, self.classes)
         found["loss"] = _difference(loss, self.arrays["loss"])
@@ -192,7 +197,7 @@ def zeroshot_differences(folder: Path, cases: Mapping[str, Any], stem: str, clip
 
 
 def _images_of(folder: Path, cases: Mapping[str, Any], stem: str, arrays: Mapping[str, Tensor]) -> Tensor:
-    """The pictures behind a zero-shot file: ``zeroshot_<X>...`` goes with ``inputs_<X>`` where that exists."""
+    """The pictures behind a zero-shot file: ``zeroshot_..._<X>`` goes with ``inputs_<X>`` if there is one."""
     named = folder / f"inputs_{stem.rsplit('_', 1)[-1]}.safetensors"
     path = named if named.exists() else sorted(folder.glob("inputs_*.safetensors"))[0]
     return weights.read_weights(path)["images"]
@@ -224,8 +229,12 @@ def run(folder: Path) -> Iterator[tuple[str, str, Differences | None]]:
         kind = known.get(case["method"])
         if kind is None:
             yield name, case["method"], None
-        else:
-            yield name, case["method"], Case(folder, name, case, clip).differences(kind)
+            continue
+        try:
+            differences = Case(folder, name, case, clip).differences(kind)
+        except KeyError as error:
+            raise UserError(f"Case {name} lacks {error}; complete the folder.") from None
+        yield name, case["method"], differences
 
 
 def _difference(ours: Tensor, target: Tensor) -> float:

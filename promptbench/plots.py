@@ -15,7 +15,7 @@ matplotlib.use("Agg")  # no display is needed, or wanted, on a server
 # Okabe and Ito's palette: told apart with every common colour blindness, and in grey by the markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE = {"font.size": 9, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: Any = {"font.size": 9, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False}
 NAMES = {"hm": "Harmonic mean of base and novel accuracy (%)", "all": "Accuracy, all classes (%)"}
 
 
@@ -30,7 +30,7 @@ def pareto(costs: list[float], values: list[float]) -> list[int]:
 
 
 def tradeoff(summary: pd.DataFrame, folder: Path, metric: str = "hm") -> list[Path]:
-    """Accuracy against trainable parameters (log x), error bars over seeds, Pareto front, zero-shot as a line.
+    """Accuracy against trainable parameters (log x): error bars over seeds, Pareto front, zero-shot a line.
 
     Uses the average over datasets if there are several, at the largest number of shots. Raises UserError
     if no trained method has the metric.
@@ -43,7 +43,9 @@ def tradeoff(summary: pd.DataFrame, folder: Path, metric: str = "hm") -> list[Pa
     points = shown[shown["parameters"] > 0].sort_values("parameters").reset_index(drop=True)
     lines = shown[shown["parameters"] == 0]
     if points.empty:
-        raise UserError("The trade-off plot needs at least one trained method with all its datasets; run one.")
+        raise UserError(
+            "The trade-off plot needs at least one trained method with all its datasets; run one."
+        )
     front = pareto(points["parameters"].tolist(), points[metric].tolist())
     points["pareto"] = points.index.isin(front)
     with matplotlib.rc_context(STYLE):
@@ -61,22 +63,39 @@ def _draw_tradeoff(
     x, y = points["parameters"], points[metric]
     axes.set_xscale("log")
     axes.step(
-        x[front], y[front], where="post", color="0.6", linewidth=1, linestyle="--", zorder=1,
+        x[front],
+        y[front],
+        where="post",
+        color="0.6",
+        linewidth=1,
+        linestyle="--",
+        zorder=1,
         label="Pareto front",
     )
     names = list(points["method"])
-    for i, point in points.iterrows():
+    for i, (_, point) in enumerate(points.iterrows()):
         error = point[f"{metric}_std"]
         axes.errorbar(
-            point["parameters"], point[metric], yerr=None if pd.isna(error) else error,
-            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
-            markersize=7, capsize=3, linewidth=1.2, zorder=3,
+            point["parameters"],
+            point[metric],
+            yerr=None if pd.isna(error) else error,
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=7,
+            capsize=3,
+            linewidth=1.2,
+            zorder=3,
         )
     for _, line in lines.iterrows():
         axes.axhline(line[metric], color="0.3", linewidth=1, linestyle=":", zorder=0)
         axes.annotate(
-            f"{line['method']} ({line[metric]:.1f})", (1, line[metric]), xycoords=("axes fraction", "data"),
-            xytext=(-2, 3), textcoords="offset points", ha="right", color="0.3",
+            f"{line['method']} ({line[metric]:.1f})",
+            (1, line[metric]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            color="0.3",
         )
     axes.margins(x=0.15, y=0.18)
     axes.set_xlabel("Trainable parameters")
@@ -87,7 +106,8 @@ def _draw_tradeoff(
     axes.set_title(
         f"{where}, {int(points['shots'].max())} shots, {seeds} seed{'s' if seeds > 1 else ''}"
         + (" (bars: ± std)" if seeds > 1 else ""),
-        fontsize=9, loc="left",
+        fontsize=9,
+        loc="left",
     )
     if len(front) > 1:
         axes.legend(frameon=False, loc="best", fontsize=8)
@@ -98,7 +118,12 @@ def _draw_tradeoff(
         for name, a, b in zip(names, x, y, strict=True)
     ]
     adjust_text(
-        labels, x=list(x), y=list(y), ax=axes, expand=(1.35, 1.5), ensure_inside_axes=True,
+        labels,
+        x=list(x),
+        y=list(y),
+        ax=axes,
+        expand=(1.35, 1.5),
+        ensure_inside_axes=True,
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6},
     )
     return figure

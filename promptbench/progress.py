@@ -1,4 +1,4 @@
-"""Progress on the screen: bars with an estimate of the time left on a terminal, one plain line per epoch elsewhere.
+"""Progress: bars with an estimate of the time left on a terminal, one plain line per epoch elsewhere.
 
 All of it goes to standard error; standard output holds results only.
 """

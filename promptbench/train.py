@@ -8,7 +8,7 @@ epoch therefore makes a killed run continue bit for bit.
 import math
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +56,11 @@ def learning_rate(settings: Settings, epoch: int) -> float:
 
 def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """The optimiser over all trainable parameters alike; the decay acts on prompts and biases too."""
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
+        return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, eps=settings.eps, **common)
+    return kind(parameters, lr, eps=settings.eps, weight_decay=decay)
 
 
 def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
@@ -80,7 +80,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
-    """A method with initial values drawn from ``seed``, on the CLIP's device; the global stream is untouched."""
+    """A method with initial values drawn from ``seed``, on the CLIP's device.
+
+    The global random stream is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return method(clip, settings, classes).to(clip.device)
@@ -127,7 +130,7 @@ def fit(
         lr = learning_rate(settings, epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images = iter(())
+        images: Iterator[Tensor] = iter(())
         if method.needs_images:
             images = load_batches(dataset, items, views, batches, draw, clip.device, workers)
         losses = []
@@ -177,9 +180,7 @@ def _save(
     write_atomic(folder / METRICS, "".join(canonical(row) + "\n" for row in progress.history))
 
 
-def _resume(
-    folder: Path | None, method: Method, optimizer: torch.optim.Optimizer, scaler: Any
-) -> Progress:
+def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
     """Continue from the checkpoint if there is a readable one; a damaged one means starting over."""
     if folder is None or not (folder / CHECKPOINT).exists():
         return Progress()

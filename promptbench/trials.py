@@ -18,6 +18,8 @@ from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
 from promptbench.method import Method, resolve_settings
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 class Evaluation(BaseModel):
     """Top-1 accuracy on one split of one dataset, among the classes of one half."""
@@ -53,7 +55,7 @@ class Trial(BaseModel):
     backbone: str = weights.POCKET
     pretrained: str | None = None
     weights: str = ""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     variant: str = ""
 
     @cached_property
@@ -70,7 +72,9 @@ class Trial(BaseModel):
     def label(self) -> str:
         """One line for people."""
         method = f"{self.method} ({self.variant})" if self.variant else self.method
-        return f"{method} on {self.dataset}" + (f", {self.shots} shots, seed {self.seed}" if self.shots else "")
+        return f"{method} on {self.dataset}" + (
+            f", {self.shots} shots, seed {self.seed}" if self.shots else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def plan(
     limit: int | None = None,
     backbone: str = weights.POCKET,
     pretrained: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
 ) -> list[Trial]:
     """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
 
@@ -160,7 +164,9 @@ def plan(
             )
         for evaluation in benchmark.evaluations(dataset):
             if not dataset.items(split, evaluation.classes):
-                raise UserError(f"{dataset.name} has no {split} pictures to evaluate; choose another --split.")
+                raise UserError(
+                    f"{dataset.name} has no {split} pictures to evaluate; choose another --split."
+                )
         for count in shots if any(method.trains for method in methods) else ():
             dataset.few_shot(count, 1, "all")  # refuses more shots than a class holds
     for method in methods:
@@ -189,7 +195,7 @@ def plan(
                         backbone=backbone,
                         pretrained=pretrained,
                         weights=fingerprint,
-                        precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+                        precision=precision,
                         variant=" ".join(f"{key}={getattr(settings, key)}" for key in sorted(changed)),
                     )
                     for seed in (seeds if method.trains else (0,))

@@ -122,7 +122,7 @@ def load_batches(
     dataset: Dataset,
     items: Sequence[Item],
     views: Views,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[list[int]],
     draw: tuple[int, int] | None,
     device: torch.device,
     workers: int = 0,

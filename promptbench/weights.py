@@ -81,7 +81,14 @@ def _refusal(config: Mapping[str, Any]) -> str:
         "its blocks are not CLIP's": any(
             tower.get(key)
             for tower in (vision, text)
-            for key in ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn", "scale_fc")
+            for key in (
+                "block_type",
+                "qk_norm",
+                "scaled_cosine_attn",
+                "scale_heads",
+                "scale_attn",
+                "scale_fc",
+            )
         ),
     }.items():
         if found:
@@ -264,7 +271,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no state dict of tensors; save the model's state_dict() as safetensors.")
+        raise UserError(
+            f"{path} holds no state dict of tensors; save the model's state_dict() as safetensors."
+        )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
@@ -292,7 +301,7 @@ def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
                 if module.startswith("__torch__"):
                     return _Node
                 if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                    return torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+                    return torch._utils._rebuild_tensor_v2
                 if (module, name) == ("collections", "OrderedDict"):
                     return OrderedDict
                 if module == "torch" and name.endswith("Storage"):
