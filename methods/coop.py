@@ -8,15 +8,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
-from promptbench.method import Method, PromptSettings
+from promptbench.method import Count, Method, Positive, PromptSettings, Rate
 from promptbench.tokens import uses_words
 from promptbench.weights import Shape
 
 
 class CoOpSettings(PromptSettings):
-    lr: float = 0.002
-    epochs: int = 200
-    batch_size: int = 32
+    lr: Rate = 0.002
+    epochs: Count = 200
+    batch_size: Positive = 32
     position: Literal["end", "middle", "front"] = Field("end", description="where the class name stands")
     class_specific: bool = Field(False, description="one context per class (CSC) instead of a shared one")
 

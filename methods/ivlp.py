@@ -7,17 +7,17 @@ from pydantic import Field
 from torch import nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
-from promptbench.method import Method, PromptSettings, deep_prompts
+from promptbench.method import Count, Method, Positive, PromptSettings, Rate, deep_prompts
 from promptbench.weights import Shape
 
 
 class IVLPSettings(PromptSettings):
-    lr: float = 0.0025
-    epochs: int = 20
-    batch_size: int = 4
-    n_ctx_vision: int = Field(4, ge=0, description="vision prompt tokens")
-    depth_text: int = Field(9, ge=1, description="layers with text prompts, the input counted")
-    depth_vision: int = Field(9, ge=1, description="layers with vision prompts, the input counted")
+    lr: Rate = 0.0025
+    epochs: Count = 20
+    batch_size: Positive = 4
+    n_ctx_vision: Count = Field(4, description="vision prompt tokens")
+    depth_text: Positive = Field(9, description="layers with text prompts, the input counted")
+    depth_vision: Positive = Field(9, description="layers with vision prompts, the input counted")
 
 
 class IVLP(Method):

@@ -8,16 +8,16 @@ from pydantic import Field
 from torch import nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
-from promptbench.method import Method, PromptSettings, deep_prompts
+from promptbench.method import Count, Method, Positive, PromptSettings, Rate, deep_prompts
 from promptbench.weights import Shape
 
 
 class MaPLeSettings(PromptSettings):
-    lr: float = 0.0035
-    epochs: int = 5
-    batch_size: int = 4
-    n_ctx: int = Field(2, ge=1, description="context tokens, in both towers")
-    depth: int = Field(9, ge=1, description="layers with prompts, the input counted")
+    lr: Rate = 0.0035
+    epochs: Count = 5
+    batch_size: Positive = 4
+    n_ctx: Positive = Field(2, description="context tokens, in both towers")
+    depth: Positive = Field(9, description="layers with prompts, the input counted")
 
 
 class MaPLe(Method):

@@ -8,23 +8,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
-from promptbench.method import Batch, Method, PromptSettings
+from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
 from promptbench.templates import GENERIC_60
 from promptbench.weights import Shape
 
 
 class MMLoPSettings(PromptSettings):
-    lr: float = 0.0025
-    epochs: int = 30
-    batch_size: int = 4
-    n_ctx: int = Field(4, ge=1, description="T: context tokens, in both towers")
-    rank: int = Field(1, ge=1, description="r of U (T x r) and V (r x d)")
-    depth: int = Field(9, ge=1, description="layers with prompts, the input counted")
+    lr: Rate = 0.0025
+    epochs: Count = 30
+    batch_size: Positive = 4
+    n_ctx: Positive = Field(4, description="T: context tokens, in both towers")
+    rank: Positive = Field(1, description="r of U (T x r) and V (r x d)")
+    depth: Positive = Field(9, description="layers with prompts, the input counted")
     shared: bool = Field(True, description="one U for both towers instead of one each")
     consistency: Literal["both", "features", "logits", "off"] = "both"
-    text_weight: float = Field(25.0, ge=0)
-    image_weight: float = Field(10.0, ge=0)
-    logit_weight: float = Field(1.0, ge=0)
+    text_weight: Rate = 25.0
+    image_weight: Rate = 10.0
+    logit_weight: Rate = 1.0
     drift: Literal["off", "test", "both"] = Field("both", description="uniform drift correction")
     anchor: Literal["templates", "words"] = Field("templates", description="60 templates or ctx_init")
     init: Literal["matched", "small", "words"] = "matched"

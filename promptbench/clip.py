@@ -65,12 +65,13 @@ class FrozenCLIP:
         device: torch.device | str = "cpu",
         cache: FeatureCache | None = None,
     ) -> None:
-        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.model: Any = model
+        self.model.to(device).eval().requires_grad_(False)
         self.shape = shape
         self.preprocess = preprocess or {"size": shape.image_size, "mean": weights._MEAN, "std": weights._STD}
         self.fingerprint = fingerprint
         self.device = torch.device(device)
-        self.scale: Tensor = torch.exp(self.model.logit_scale)
+        self.scale: Tensor = model.get_parameter("logit_scale").exp()
         self.reference = False
         # Without a fingerprint of the weights nothing may outlive this object.
         self.cache = cache if cache and fingerprint else FeatureCache(None)

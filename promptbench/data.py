@@ -216,7 +216,7 @@ def load(name: str) -> Dataset:
         if error.name != f"promptbench.datasets.{card.loader}":
             raise  # something the loader itself needs is not installed
         raise UserError(
-            f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; add or correct it."
+            f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; correct it."
         ) from None
     splits, pictures, fingerprint = loader.load(card, folder)
     return Dataset(card, _classnames(card, splits), splits, pictures, fingerprint)

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,11 @@ from promptbench.clip import Classes, FrozenCLIP, Prompts
 from promptbench.errors import UserError, invalid, unknown
 from promptbench.tokens import uses_words
 from promptbench.weights import Shape
+
+# Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -32,21 +37,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(0.002, ge=0, allow_inf_nan=False)
-    epochs: int = Field(0, ge=0)
-    batch_size: int = Field(32, ge=1)
+    lr: Rate = 0.002
+    epochs: Count = 0
+    batch_size: Positive = 32
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
     weight_decay: float = Field(5e-4, ge=0, description="acts on the prompts although no YAML says so")
     eps: float = Field(1e-8, gt=0, description="Adam and AdamW only")
-    warmup_epochs: int = Field(1, ge=0, description="epochs at warmup_lr before the cosine starts")
-    warmup_lr: float = Field(1e-5, ge=0)
+    warmup_epochs: Count = Field(1, description="epochs at warmup_lr before the cosine starts")
+    warmup_lr: Rate = 1e-5
     crop_min: float = Field(0.08, gt=0, le=1, description="smallest area of the random crop")
 
 
 class PromptSettings(Settings):
     """Settings of methods whose text input is ``<context> <class name>.``"""
 
-    n_ctx: int = Field(4, ge=0, description="context tokens")
+    n_ctx: Count = Field(4, description="context tokens")
     ctx_init: str = Field("a photo of a", description="words the context starts from; empty = random")
 
     @model_validator(mode="after")

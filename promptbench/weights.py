@@ -23,6 +23,15 @@ from promptbench.files import hash_file
 
 POCKET = "pocket"
 _OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -301,22 +310,18 @@ def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
                 if module.startswith("__torch__"):
                     return _Node
                 if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                    return torch._utils._rebuild_tensor_v2
+                    return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
                 if (module, name) == ("collections", "OrderedDict"):
                     return OrderedDict
-                if module == "torch" and name.endswith("Storage"):
-                    return getattr(torch, name)
+                if module == "torch" and name in _STORAGES:
+                    return _STORAGES[name]
                 if module == "torch.jit._pickle":  # typed lists of ints, tensors, ...
                     return lambda value: value
                 raise pickle.UnpicklingError(f"{module}.{name}")
 
             def persistent_load(self, pid: Any) -> Any:
-                _, storage, key, _, _ = pid
-                buffer = bytearray(archive.read(f"{root}data/{key}"))
-                flat = torch.frombuffer(buffer, dtype=storage.dtype)
-                return torch.storage.TypedStorage(
-                    wrap_storage=flat.untyped_storage(), dtype=storage.dtype, _internal=True
-                )
+                _, dtype, key, _, _ = pid
+                return torch.frombuffer(bytearray(archive.read(f"{root}data/{key}")), dtype=dtype)
 
         top = Reader(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
     found: dict[str, torch.Tensor] = {}

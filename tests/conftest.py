@@ -1,0 +1,87 @@
+"""Shared fixtures: a tiny random CLIP, a tiny dataset of coloured pictures, a private cache."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from promptbench import data, weights
+from promptbench.clip import Classes, FrozenCLIP
+from tests import plain
+
+COLOURS = {
+    "red square": (220, 30, 30),
+    "green_field": (30, 200, 40),
+    "sea": (20, 60, 220),
+    "bright yellow sun": (240, 230, 20),
+    "night": (10, 10, 15),
+}
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTBENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> torch.nn.Module:
+    return plain.tiny_model()
+
+
+@pytest.fixture
+def clip(tiny: torch.nn.Module) -> FrozenCLIP:
+    """A random CLIP of 4 + 4 layers, widths 64 and 128."""
+    return FrozenCLIP(tiny, weights.shape_of(plain.CONFIG))
+
+
+@pytest.fixture
+def classes() -> Classes:
+    return Classes(("golden retriever", "grand_piano", "ox", "Boeing 737-800"))
+
+
+MakeDataset = Callable[..., Path]
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Write a dataset folder with split.json and a card; returns the card's path."""
+
+    def make(
+        name: str = "colours",
+        classes: dict[str, tuple[int, int, int]] | None = None,
+        per_split: tuple[int, int, int] = (4, 2, 3),
+        **card: Any,
+    ) -> Path:
+        root = tmp_path / name
+        splits: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+        for label, (classname, colour) in enumerate((classes or COLOURS).items()):
+            for split, count in zip(splits, per_split, strict=True):
+                for i in range(count):
+                    file = f"images/{label}/{split}{i}.png"
+                    picture = Image.new("RGB", (20 + 3 * i, 24), colour)
+                    picture.putpixel((i, i), (255, 255, 255))
+                    (root / file).parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(root / file)
+                    splits[split].append([file, label, classname])
+        (root / "split.json").write_text(json.dumps(splits))
+        path = root / "card.yaml"
+        path.write_text(yaml.safe_dump({"name": name, "title": name, "source": ".", **card}))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def colours(make_dataset: MakeDataset) -> data.Dataset:
+    """Five classes of plain colours, 4 / 2 / 3 pictures per class."""
+    return data.load(str(make_dataset()))
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Equal up to ``tolerance`` times the largest entry (at least 1)."""
+    return bool((a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()))

@@ -1,0 +1,137 @@
+"""The fast towers equal open_clip's own forward over the full context: features and prompt gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from promptbench import weights
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.tokens import Position, template_rows
+from tests import plain
+from tests.conftest import close
+
+NAMES = Classes(("ox", "golden retriever", "Boeing 737-800", "black_and_white photograph", "St. Bernard"))
+
+
+def random_prompts(
+    clip: FrozenCLIP, n_text: int, n_vision: int, depth_text: int, depth_vision: int
+) -> Prompts:
+    g = torch.Generator().manual_seed(1)
+    shape = clip.shape
+
+    def tokens(n: int, width: int, depth: int) -> list[Tensor]:
+        if not n:
+            return []
+        return [(torch.randn(n, width, generator=g) * 0.1).requires_grad_() for _ in range(depth)]
+
+    return Prompts(
+        tokens(n_text, shape.text_width, depth_text), tokens(n_vision, shape.vision_width, depth_vision)
+    )
+
+
+def both_paths(
+    clip: FrozenCLIP, prompts: Prompts, n: int, position: Position = "end", shared: bool = True
+) -> None:
+    """Assert that fast and reference path agree for these prompts."""
+    layout = clip.prompt_layout(NAMES, "a photo of a" if n <= 4 else "", n, position, shared)
+    images = torch.randn(3, 3, clip.shape.image_size, clip.shape.image_size)
+    learned = [*prompts.text, *prompts.vision]
+    results = []
+    for reference in (False, True):
+        clip.reference = reference
+        text = clip.text_features(layout, prompts.text)
+        image = clip.image_features(images, prompts.vision)
+        weights_ = torch.arange(text.numel()).view_as(text).sin()
+        total = (text * weights_).sum() + (image[:, ::2].sum() if prompts.vision else 0)
+        results.append((text, image, torch.autograd.grad(total, learned) if learned else []))
+    fast, plain_ = results
+    assert close(fast[0], plain_[0])
+    assert close(fast[1], plain_[1])
+    for a, b in zip(fast[2], plain_[2], strict=True):
+        assert b.abs().max() > 0
+        assert close(a / b.abs().max(), b / b.abs().max())
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 16])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_fast_path_equals_reference(clip: FrozenCLIP, n: int, depth: int) -> None:
+    both_paths(clip, random_prompts(clip, n, n, depth, depth), n)
+
+
+@pytest.mark.parametrize(
+    ("n_text", "n_vision", "depth_text", "depth_vision"), [(0, 3, 1, 4), (4, 0, 4, 1), (2, 7, 3, 1)]
+)
+def test_towers_are_independent(
+    clip: FrozenCLIP, n_text: int, n_vision: int, depth_text: int, depth_vision: int
+) -> None:
+    both_paths(clip, random_prompts(clip, n_text, n_vision, depth_text, depth_vision), n_text)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("n", [4, 16])
+def test_class_name_positions(clip: FrozenCLIP, position: Position, n: int) -> None:
+    both_paths(clip, random_prompts(clip, n, 0, 1, 1), n, position)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_class_specific_contexts(clip: FrozenCLIP, position: Position) -> None:
+    context = torch.randn(len(NAMES), 4, clip.shape.text_width).mul_(0.1).requires_grad_()
+    both_paths(clip, Prompts(text=[context]), 4, position, shared=False)
+
+
+def test_one_class_and_equal_classes(clip: FrozenCLIP) -> None:
+    """The shared prefix must leave the end token to the suffix even if all of a prompt is shared."""
+    prompts = random_prompts(clip, 4, 0, 2, 1)
+    for names in (("cat",), ("cat", "cat")):
+        layout = clip.prompt_layout(Classes(names), "a photo of a", 4)
+        fast = clip.text_features(layout, prompts.text)
+        clip.reference = True
+        assert close(fast, clip.text_features(layout, prompts.text))
+        clip.reference = False
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_unprompted_equals_open_clip(quick_gelu: bool) -> None:
+    model = plain.tiny_model(quick_gelu=quick_gelu)
+    clip = FrozenCLIP(model, weights.shape_of(plain.CONFIG))
+    rows = template_rows(NAMES.names, "a photo of a {}.")
+    tokens = torch.zeros(len(rows), 77, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    images = torch.randn(3, 3, 32, 32)
+    assert close(clip.text_features(clip.layout(rows)), model.encode_text(tokens))
+    assert close(clip.image_features(images), model.encode_image(images))
+
+
+def test_layer_scale_blocks() -> None:
+    """Blocks with LayerScale (ViT-M-16-alt) run through the same code."""
+    vision = {**plain.CONFIG["vision_cfg"], "ls_init_value": 0.3}
+    model = plain.tiny_model(vision_cfg=vision)
+    clip = FrozenCLIP(model, weights.shape_of(plain.CONFIG))
+    images = torch.randn(2, 3, 32, 32)
+    assert close(clip.image_features(images), model.encode_image(images))
+
+
+def test_embedded_backbone_equals_open_clip() -> None:
+    clip = FrozenCLIP.load()
+    images = torch.randn(2, 3, 48, 48)
+    assert close(clip.image_features(images), clip.model.encode_image(images))
+    both_paths(clip, random_prompts(clip, 4, 4, 9, 9), 4)
+
+
+def test_frozen_text_is_the_normalised_mean(clip: FrozenCLIP) -> None:
+    templates = ("a photo of a {}.", "art of the {}.")
+    raw = [clip.text_features(clip.layout(template_rows(NAMES.names, t))) for t in templates]
+    unit = [r / r.norm(dim=-1, keepdim=True) for r in raw]
+    for each, parts in ((True, unit), (False, raw)):
+        mean = (parts[0] + parts[1]) / 2
+        assert close(clip.frozen_text(NAMES, templates, each), mean / mean.norm(dim=-1, keepdim=True))
+
+
+def test_deep_prompts_need_a_shared_prefix(clip: FrozenCLIP) -> None:
+    prompts = random_prompts(clip, 4, 0, 2, 1)
+    layout = clip.prompt_layout(NAMES, "a photo of a", 4, "middle")
+    with pytest.raises(ValueError, match="right after the start token"):
+        clip.text_features(layout, prompts.text)
+    with pytest.raises(ValueError, match="4 context tokens"):
+        clip.text_features(layout, random_prompts(clip, 2, 0, 1, 1).text)

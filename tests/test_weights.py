@@ -1,0 +1,180 @@
+"""Loading weights: what does not fit is refused, with what and why; nothing in a file is ever executed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from promptbench import weights
+from promptbench.errors import UserError
+from tests import plain
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def state(tiny: nn.Module) -> State:
+    return {key: value.clone() for key, value in tiny.state_dict().items()}
+
+
+def build(state: State) -> nn.Module:
+    return weights.build_model(plain.CONFIG, state, "w.safetensors")
+
+
+def test_exact_state_loads(state: State) -> None:
+    for key, value in build(state).state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+def test_half_precision_becomes_fp32(state: State) -> None:
+    model = build({key: value.half() for key, value in state.items()})
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_missing_key_is_named(state: State) -> None:
+    del state["visual.proj"]
+    with pytest.raises(UserError, match=r"missing visual\.proj"):
+        build(state)
+
+
+def test_unexpected_key_is_named(state: State) -> None:
+    with pytest.raises(UserError, match="unexpected logit_bias"):
+        build(state | {"logit_bias": torch.zeros(1)})
+
+
+def test_wrong_shape_is_named(state: State) -> None:
+    state["text_projection"] = torch.zeros(64, 48)
+    with pytest.raises(UserError, match=r"text_projection is \[64, 48\] instead of \[64, 32\]"):
+        build(state)
+
+
+def test_pruned_token_table(state: State) -> None:
+    table = state.pop("token_embedding.weight")
+    ids = torch.tensor([5, 49407, 320])
+    model = build(state | {"token_embedding.ids": ids, "token_embedding.rows": table[ids].half()})
+    loaded: Any = model.token_embedding.weight  # type: ignore[union-attr]
+    assert torch.equal(loaded[ids], table[ids].half().float())
+    assert loaded.count_nonzero() == 3 * 64
+
+
+@pytest.mark.parametrize("ids", [[5, 49408, 7], [5, 6]])
+def test_pruned_table_that_disagrees(state: State, ids: list[int]) -> None:
+    state.pop("token_embedding.weight")
+    with pytest.raises(UserError, match="token ids and rows disagree"):
+        build(state | {"token_embedding.ids": torch.tensor(ids), "token_embedding.rows": torch.zeros(3, 64)})
+
+
+def test_openai_weights_need_quick_gelu(tmp_path: Path) -> None:
+    """OpenAI's own files carry three extra keys by which they are known."""
+    path = tmp_path / "openai.safetensors"
+    save_file({"input_resolution": torch.tensor(224), "x": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"QuickGELU mismatch.*--backbone ViT-B-16-quickgelu"):
+        weights.load_model("ViT-B-16", str(path))
+
+
+def test_tag_trained_with_the_other_gelu() -> None:
+    with pytest.raises(UserError, match=r"QuickGELU mismatch.*--backbone ViT-B-16-quickgelu"):
+        weights.weights_file("ViT-B-16", "openai")
+    with pytest.raises(UserError, match=r"QuickGELU mismatch.*--backbone ViT-B-16\b"):
+        weights._check_gelu("ViT-B-16-quickgelu", True, False, "these weights")
+    assert weights.weights_file("ViT-B-16-quickgelu", "openai") == (None, "openai")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_truncated_file(tmp_path: Path, state: State, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="truncated or not a weights file"):
+        weights.read_weights(path)
+
+
+def test_pt_state_dict_and_checkpoint(tmp_path: Path, state: State) -> None:
+    for name, content in (
+        ("plain", state),
+        ("checkpoint", {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}),
+    ):
+        torch.save(content, tmp_path / f"{name}.pt")
+        read = weights.read_weights(tmp_path / f"{name}.pt")
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[k], state[k]) for k in state)
+
+
+class _Bomb:
+    def __reduce__(self) -> Any:
+        return os.system, ("echo this must never run",)
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save({"x": _Bomb()}, path)
+    with pytest.raises(UserError, match="could run code"):
+        weights.read_weights(path)
+
+
+class _Traced(nn.Module):
+    """As OpenAI's archives: an image and a text forward, and three integer buffers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+            self.register_buffer(name, torch.tensor(value))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        this: Any = self
+        rows = this.ln_final(this.transformer(this.token_embedding.weight[:5][None])) @ this.text_projection
+        total = rows.sum() + this.positional_embedding.sum() + this.input_resolution
+        return this.visual(images) * this.logit_scale + total
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated; OpenAI's files are traced all the same
+def test_torchscript_archive_is_read_without_running_it(tmp_path: Path, tiny: nn.Module) -> None:
+    path = tmp_path / "ViT.pt"
+    traced = torch.jit.trace(_Traced(tiny), torch.zeros(1, 3, 32, 32), check_trace=False)
+    traced.save(str(path))
+    read = weights.read_weights(path)
+    expected = traced.state_dict()
+    for key in tiny.state_dict():
+        assert torch.equal(read[key], expected[key]), key
+    assert read["input_resolution"] == 32
+    # Why a reader of our own is needed:
+    with pytest.raises(RuntimeError, match="TorchScript"), pytest.warns(UserWarning):
+        torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-61", r"Unknown backbone 'ViT-B-61'\. Did you mean"),
+        ("RN50", "ResNet, which has no tokens"),
+        ("coca_ViT-B-32", "CoCa"),
+        ("ViT-B-16-SigLIP", "timm"),
+        ("ViT-L-14-CLIPA", "class token|causal|tokenizer"),
+    ],
+)
+def test_backbones_that_cannot_be_prompted(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        weights.backbone_config(name)
+
+
+def test_weights_that_are_not_there() -> None:
+    with pytest.raises(UserError, match="needs weights: add `--pretrained openai`"):
+        weights.weights_file("ViT-B-16-quickgelu", None)
+    with pytest.raises(UserError, match=r"no weights file 'nowhere\.safetensors'"):
+        weights.weights_file("ViT-B-16-quickgelu", "nowhere.safetensors")
+    with pytest.raises(UserError, match=r"Unknown weights tag .* 'opnai'\. Did you mean 'openai'"):
+        weights.weights_file("ViT-B-16-quickgelu", "opnai")
+
+
+def test_shapes_of_the_paper() -> None:
+    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    assert (shape.text_width, shape.vision_width, shape.embed_dim) == (512, 768, 512)
+    assert (shape.text_layers, shape.vision_layers, shape.context_length) == (12, 12, 77)
