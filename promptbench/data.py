@@ -166,11 +166,11 @@ def read_card(path: Path) -> Card:
         raise UserError(
             f"The dataset card {path} is not valid YAML: {' '.join(str(error).split())}."
         ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"The dataset card {path} must map field names to values.")
     try:
-        return Card(**values) if isinstance(values, dict) else Card.model_validate(values)
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, TypeError):
-            raise UserError(f"The dataset card {path} must map field names to values.") from None
+        return Card.model_validate(values)
+    except ValidationError as error:
         raise invalid(error, f"The dataset card {path}") from None
 
 

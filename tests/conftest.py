@@ -22,6 +22,8 @@ COLOURS = {
     "night": (10, 10, 15),
 }
 
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits
+
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +57,7 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         name: str = "colours",
         classes: dict[str, tuple[int, int, int]] | None = None,
         per_split: tuple[int, int, int] = (4, 2, 3),
-        **card: Any,
+        card: dict[str, Any] | None = None,
     ) -> Path:
         root = tmp_path / name
         splits: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
@@ -70,7 +72,7 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
                     splits[split].append([file, label, classname])
         (root / "split.json").write_text(json.dumps(splits))
         path = root / "card.yaml"
-        path.write_text(yaml.safe_dump({"name": name, "title": name, "source": ".", **card}))
+        path.write_text(yaml.safe_dump({"name": name, "title": name, "source": ".", **(card or {})}))
         return path
 
     return make

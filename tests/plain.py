@@ -15,6 +15,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
+TOKENIZER = SimpleTokenizer()
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "quick_gelu": True,
@@ -38,10 +39,9 @@ def tiny_model(seed: int = 0, **changes: Any) -> CLIP:
 
 def tokenize(texts: list[str]) -> Tensor:
     """CLIP token rows padded with 0: [n, 77]."""
-    tokenizer = SimpleTokenizer()
     rows = torch.zeros(len(texts), 77, dtype=torch.long)
     for i, text in enumerate(texts):
-        ids = [49406, *tokenizer.encode(text), 49407]
+        ids = [49406, *TOKENIZER.encode(text), 49407]
         rows[i, : len(ids)] = torch.tensor(ids)
     return rows
 
@@ -83,7 +83,7 @@ def coop_embedded(
     for c, name in enumerate(names):
         own = ctx[c] if ctx.ndim == 3 else ctx
         start, rest = frozen[c, :1], frozen[c, 1 + n :]
-        length = len(SimpleTokenizer().encode(name))
+        length = len(TOKENIZER.encode(name))
         if position == "end":
             parts = [start, own, rest]
         elif position == "middle":

@@ -146,7 +146,7 @@ def test_torchscript_archive_is_read_without_running_it(tmp_path: Path, tiny: nn
         assert torch.equal(read[key], expected[key]), key
     assert read["input_resolution"] == 32
     # Why a reader of our own is needed:
-    with pytest.raises(RuntimeError, match="TorchScript"), pytest.warns(UserWarning):
+    with pytest.raises(RuntimeError, match="TorchScript"), pytest.warns(UserWarning, match="TorchScript"):
         torch.load(path, weights_only=True)
 
 

@@ -26,8 +26,8 @@ from promptbench.records import read_records
 from promptbench.trials import BENCHMARKS, plan
 
 SEED = 11
-RATES = (0.005, 0.02, 0.08, 0.32)
-EPOCHS = {"image tower frozen": (10, 20), "image tower prompted": (3, 5)}
+RATES = (0.00125, 0.005, 0.02, 0.08, 0.32)
+EPOCHS = {"image tower frozen": (20, 40), "image tower prompted": (3, 5)}
 
 
 def grid(method: str) -> list[dict[str, Any]]:
