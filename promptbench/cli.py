@@ -38,18 +38,24 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-@app.callback(
-    epilog=_examples("promptbench run mmlop --benchmark base2novel", "promptbench compare --plot tradeoff")
-)
-def _app(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Prompt learning on CLIP: train, evaluate and compare methods on one engine."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         import promptbench
 
         print(promptbench.__version__)
         raise typer.Exit
+
+
+@app.callback(
+    epilog=_examples("promptbench run mmlop --benchmark base2novel", "promptbench compare --plot tradeoff")
+)
+def _app(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Prompt learning on CLIP: train, evaluate and compare methods on one engine."""
 
 
 @app.command(

@@ -147,7 +147,7 @@ def fit(
                 scaler.update()
                 losses.append(loss.detach())  # read once per epoch: no synchronisation per step
         values = torch.stack(losses).float().cpu()
-        _require_finite(values, method, epoch, lr)
+        _require_finite(values, parameters, method.name, epoch, lr)
         progress.epoch, progress.steps = epoch + 1, progress.steps + len(batches)
         progress.train_seconds += time.perf_counter() - started
         progress.history.append({"epoch": epoch + 1, "lr": lr, "loss": values.mean().item()})
@@ -156,12 +156,17 @@ def fit(
     return progress
 
 
-def _require_finite(losses: Tensor, method: Method, epoch: int, lr: float) -> None:
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
+def _require_finite(losses: Tensor, parameters: Sequence[Tensor], name: str, epoch: int, lr: float) -> None:
+    """An epoch's losses, and the parameters its last step left, must be numbers."""
+    values = losses.tolist() + [p.detach().sum().item() for p in parameters]
+    bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+    if bad is not None:
+        what, step = (
+            (f"loss of {name}", bad + 1) if bad < len(losses) else (f"prompts of {name}", len(losses))
+        )
         raise UserError(
-            f"The loss of {method.name} became {losses[bad[0, 0]].item()} at epoch {epoch + 1}, step "
-            f"{int(bad[0, 0]) + 1}, learning rate {lr:.3g}; use a smaller one (--set lr=...)."
+            f"The {what} became {values[bad]} at epoch {epoch + 1}, step {step}, learning rate {lr:.3g}; "
+            "use a smaller one (--set lr=...)."
         )
 
 

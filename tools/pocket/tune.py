@@ -26,7 +26,7 @@ from promptbench.records import read_records
 from promptbench.trials import BENCHMARKS, plan
 
 SEED = 11
-RATES = (0.00125, 0.005, 0.02, 0.08, 0.32)
+RATES = (0.0003, 0.00125, 0.005, 0.02, 0.08, 0.32)
 EPOCHS = {"image tower frozen": (20, 40), "image tower prompted": (3, 5)}
 
 

@@ -1,0 +1,109 @@
+"""Runs one trial straight, and again with SIGKILL in the middle of chosen file writes; prints what is left.
+
+A process of its own, so that it can fork before torch has started any thread.
+Usage: kill_driver.py METHOD CARD FOLDER
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from promptbench import data, files
+from promptbench.execute import execute, saved_files
+from promptbench.method import get_method
+from promptbench.progress import PlainReporter
+from promptbench.trials import BENCHMARKS, Trial, plan
+
+EPOCHS = 3
+
+
+def make_trial(method: str, card: str) -> tuple[Trial, data.Dataset]:
+    dataset = data.load(card)
+    overrides = {"mmlop": {"mmlop": {"depth": 3}}}.get(method)
+    (trial,) = plan(
+        BENCHMARKS["base2novel"],
+        [get_method(method)],
+        [dataset],
+        shots=[4],
+        epochs=EPOCHS,
+        overrides=overrides,
+    )
+    return trial, dataset
+
+
+def run(trial: Trial, dataset: data.Dataset, out: Path, die_at: int | None) -> int:
+    """Run the trial in a forked process that kills itself while writing its ``die_at``-th file."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            original, seen = os.fsync, [0]
+
+            def fsync(handle: Any) -> None:
+                seen[0] += 1
+                if seen[0] == die_at:
+                    os.ftruncate(handle, os.fstat(handle).st_size // 2)  # a half-written file
+                    os.kill(os.getpid(), signal.SIGKILL)
+                original(handle)
+
+            setattr(files.os, "fsync", fsync)  # noqa: B010  # only inside this process
+            outcome = execute([trial], {dataset.name: dataset}, out, PlainReporter())
+            status = len(outcome.failures)
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Hashes of what must be equal, and the record without what may differ."""
+    record = json.loads((folder / "record.json").read_text())
+    for volatile in ("seconds", "peak_memory_bytes"):
+        del record[volatile]
+    names = ("config.yaml", "metrics.jsonl", "prompts.safetensors")
+    return {"record": record} | {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
+    }
+
+
+def main(method: str, card: str, base: str) -> None:
+    trial, dataset = make_trial(method, card)
+    # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 checkpoint and metrics of epoch 1,
+    # 5-6 and 7-8 those of epochs 2 and 3, 9 the prompts, 10 the record.
+    scenarios: dict[str, Sequence[int | None]] = {
+        "straight": [None],
+        "config": [2, None],
+        "first checkpoint": [3, None],
+        "metrics": [4, None],
+        "twice": [5, 3, None],
+        "prompts": [9, None],
+        "record": [10, None],
+    }
+    report = {}
+    for i, (name, deaths) in enumerate(scenarios.items()):
+        out = Path(base) / f"run{i}"
+        folder = trial.folder(out)
+        statuses, before = [], []
+        for die_at in deaths:
+            statuses.append(run(trial, dataset, out, die_at))
+            if die_at is not None:
+                before.append((folder / "record.json").exists())
+        left = sorted(path.name for path in saved_files(folder))
+        extra = {path.name for path in folder.iterdir()} - set(left)
+        # A write cut off leaves its temporary file; nothing else may stay.
+        report[name] = {
+            "statuses": statuses,
+            "before": before,
+            "files": left + sorted(x for x in extra if not x.startswith(".")),
+            "content": content(folder),
+        }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

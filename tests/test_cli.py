@@ -1,0 +1,260 @@
+"""The command line end to end, on tiny data with the embedded backbone; every mistake is one sentence."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptbench import cli
+
+COMMANDS: list[list[str]] = [[], ["run"], ["compare"], ["ls"], ["show"]]
+
+
+def call(*arguments: str) -> int:
+    """Run the command line in this process; its exit code."""
+    argv, sys.argv = sys.argv, ["promptbench", *arguments]
+    try:
+        cli.main()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_quick_and_ends_with_two_examples(command: list[str]) -> None:
+    environment = {**os.environ, "COLUMNS": "160"}
+    best = 9.0
+    for _ in range(4):  # the best of four: other work on the machine is not the command's fault
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "promptbench", *command, "--help"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        best = min(best, time.perf_counter() - started)
+        if best < 0.5:
+            break
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    examples = lines[lines.index("Examples") + 1 :]
+    assert len(examples) == 2
+    assert all(line.startswith("promptbench ") for line in examples)
+    assert best < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, promptbench.cli; "
+        "print(sorted({'torch', 'open_clip', 'pandas', 'matplotlib', 'pydantic'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def arguments(card: Path, out: Path, *more: str) -> list[str]:
+    return ["--dataset", str(card), "--shots", "2", "--epochs", "1", "--out", str(out), *more]
+
+
+def records(out: Path) -> list[Any]:
+    return [json.loads(path.read_text()) for path in sorted(out.rglob("record.json"))]
+
+
+def test_run_compare_show(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card, out = make_dataset(), tmp_path / "out"
+    five = ["run", "zeroshot", "coop", "ivlp", "maple", "mmlop", *arguments(card, out, "--seeds", "1,2")]
+    assert call(*five, "--dry-run") == 0
+    assert "9 trials, 0 done, 9 to run" in capsys.readouterr().out
+    assert not out.exists()
+
+    assert call(*five) == 0
+    shown = capsys.readouterr()
+    for name in ("zeroshot", "coop", "ivlp", "maple", "mmlop"):
+        assert re.search(rf"{name}.* \d+\.\d\d", shown.out), shown.out
+    assert re.search(r"epoch 1/1  loss \d", shown.err)
+    found = records(out)
+    assert len(found) == 9
+    for record in found:
+        classes = {counts["classes"]: counts for counts in record["evaluations"]}
+        assert set(classes) == {"base", "novel"}
+        assert classes["base"]["total"] == 9
+        assert classes["novel"]["total"] == 6
+        assert record["environment"]["device"] == "cpu"
+        assert record["environment"]["precision"] == "float32"
+        assert set(record["hashes"]) == {"weights", "data", "code"}
+    folder = next(out.rglob("mmlop/**/record.json")).parent
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "prompts.safetensors",
+        "record.json",
+    }
+
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    assert call(*five) == 0
+    again = capsys.readouterr()
+    assert again.err.count("already done") == 9
+    assert again.out == shown.out
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    assert call("run", "zeroshot", *arguments(card, out), "--force") == 0
+    assert sum(stamps[path] != path.stat().st_mtime_ns for path in stamps) == 1
+    assert call(*five, "--dry-run") == 0
+    assert "9 trials, 9 done, 0 to run" in capsys.readouterr().out
+
+    assert call("compare", "--out", str(out), "--plot", "tradeoff", "--metric", "base") == 0
+    assert {p.name for p in (out / "plots").iterdir()} == {
+        f"tradeoff-base.{k}" for k in ("png", "pdf", "csv")
+    }
+    for style in ("md", "csv", "latex", "json"):
+        capsys.readouterr()
+        assert call("compare", "--out", str(out), "--format", style) == 0
+        assert "mmlop" in capsys.readouterr().out
+
+    assert call("show", str(folder)) == 0
+    assert call("show", json.loads((folder / "record.json").read_text())["hash"][:10], "--out", str(out)) == 0
+    text = capsys.readouterr().out
+    assert text.count("trainable parameters") == 2
+    assert "2,916" in text
+
+
+def test_fewshot_and_variants(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card, out = make_dataset(), tmp_path / "out"
+    common = ["run", "zeroshot", "coop", "--benchmark", "fewshot", *arguments(card, out)]
+    assert call(*common, "--shots", "1,2", "--set", "coop.n_ctx=2", "--limit", "1") == 0
+    shown = capsys.readouterr().out
+    assert "coop (epochs=1 n_ctx=2)" in shown
+    found = records(out)
+    assert sorted(r["trial"]["shots"] for r in found) == [0, 1, 2]
+    assert all(r["evaluations"][0]["total"] == 5 for r in found)
+    assert call("compare", "--benchmark", "fewshot", "--out", str(out)) == 2  # smoke runs are not compared
+    assert "No records of fewshot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["methods", "datasets", "benchmarks", "backbones"])
+def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("ls", what) == 0
+    expected = {
+        "methods": ["mmlop", "2602.21397"],
+        "datasets": ["icons", "58", "digits"],
+        "benchmarks": ["base2novel", "fewshot"],
+        "backbones": ["pocket", "ViT-B-16-quickgelu"],
+    }
+    out = capsys.readouterr().out
+    assert all(word in out for word in expected[what])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments_", "message"),
+    [
+        (["run", "mmlp"], "Unknown method 'mmlp'. Did you mean 'mmlop'?"),
+        (
+            ["run", "mmlop", "--benchmark", "base2new"],
+            "Unknown benchmark 'base2new'. Did you mean 'base2novel'?",
+        ),
+        (["run", "mmlop", "--dataset", "iconz"], "Unknown dataset 'iconz'. Did you mean 'icons'?"),
+        (["run", "mmlop", "--suite", "pockets"], "Unknown suite 'pockets'. Did you mean 'pocket'?"),
+        (["run", "mmlop", "--set", "rnk=2"], "Unknown setting of mmlop 'rnk'. Did you mean 'rank'?"),
+        (["run", "mmlop", "--set", "rank=two"], "rank: input should be a valid integer"),
+        (["run", "mmlop", "--set", "rank"], "--set takes KEY=VALUE, not 'rank'."),
+        (["run", "mmlop", "--set", "coop.rank=2"], "Unknown method in --set 'coop'."),
+        (["run", "mmlop", "--set", "depth=13"], "mmlop: depth=13 but this backbone has 12 layers"),
+        (["run", "coop", "--set", "n_ctx=40"], "but this backbone reads 24; shorten the class name"),
+        (
+            ["run", "mmlop", "--shots", "17", "--dataset", "icons"],
+            "fewer than 17 shots; use --shots 16 or less.",
+        ),
+        (["run", "mmlop", "--shots", "0"], "--shots takes numbers from 1 on, not 0."),
+        (["run", "mmlop", "--seeds", "one"], "--seeds takes numbers such as 1,2,3, not 'one'."),
+        (["run", "mmlop", "--split", "tset"], "Unknown value of --split 'tset'. Did you mean 'test'?"),
+        (["run", "mmlop", "--backbone", "ViT-B-16"], "needs weights: add `--pretrained openai`"),
+        (["run", "mmlop", "--pretrained", "gone.pt"], "There is no weights file 'gone.pt'"),
+        (["run", "mmlop", "--dataset", "gone.yaml"], "Cannot read the dataset card gone.yaml"),
+        (["ls", "methodz"], "Unknown value of LIST 'methodz'. Did you mean 'methods'?"),
+        (["compare", "--format", "xls"], "Unknown value of --format 'xls'."),
+        (["show", "0000"], "No run under"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments_: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [] if arguments_[0] == "ls" else ["--out", str(tmp_path / "out")]
+    assert call(*arguments_, *out) == 2
+    error = capsys.readouterr().err
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert message in last
+    assert "Traceback" not in error
+
+
+def test_output_folder_that_cannot_be_written(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert call("run", "zeroshot", *arguments(make_dataset(), tmp_path / "file" / "out")) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"cat": (9, 9, 9)}, "classification needs at least two"),
+        ({"cat": (9, 9, 9), "dog": (90, 0, 0)}, "has 2 classes; base2novel needs at least 4."),
+        ({"cat": (9, 9, 9), "Cat": (90, 0, 0)}, "two classes are called"),
+    ],
+)
+def test_datasets_that_are_no_benchmark(
+    make_dataset: Any, classes: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "zeroshot", *arguments(make_dataset(classes=classes), tmp_path / "out")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_truncated_weights(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from promptbench.weights import pocket_folder
+
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((pocket_folder() / "pocket.safetensors").read_bytes()[:100_000])
+    assert (
+        call("run", "zeroshot", *arguments(make_dataset(), tmp_path / "out", "--pretrained", str(cut))) == 2
+    )
+    assert "the file is truncated or not a weights file; get it again." in capsys.readouterr().err
+
+
+def test_finished_work_outlives_a_failure(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corrupt picture, then a loss that is not a number: the other trials are recorded, exit code 2."""
+    card, out = make_dataset(), tmp_path / "out"
+    bad = make_dataset("broken")
+    (bad.parent / "images/0/test0.png").write_bytes(b"no picture")
+    both = ["--dataset", str(bad), *arguments(card, out)]
+    assert call("run", "zeroshot", "coop", *both) == 2
+    shown = capsys.readouterr()
+    assert "Picture 'images/0/test0.png' of broken cannot be read" in shown.err
+    assert "(2 trials failed)" in shown.err
+    assert "colours" in shown.out
+    assert [r["trial"]["dataset"] for r in records(out)] == ["colours", "colours"]
+
+    nan = ["--set", "lr=1e30", "--set", "warmup_epochs=0", "--set", "weight_decay=1e20"]
+    assert call("run", "mmlop", *arguments(card, out), *nan) == 2
+    message = r"The prompts of mmlop became -?(inf|nan) at epoch 1, step 1, learning rate 1e\+30"
+    assert re.search(message, capsys.readouterr().err)
+    assert len(records(out)) == 2
+    assert call("run", "zeroshot", "coop", *arguments(card, out)) == 0
+    assert capsys.readouterr().err.count("already done") == 2

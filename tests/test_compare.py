@@ -1,0 +1,260 @@
+"""Tables and figures from hand-made records, against values worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from promptbench.compare import AVERAGE, frame, harmonic_mean, load_frame, render, summarise
+from promptbench.errors import UserError
+from promptbench.plots import pareto, tradeoff
+from promptbench.records import Counts, Record, Seconds, read_record, read_records
+from promptbench.trials import Evaluation, Trial
+
+
+def make(
+    method: str, dataset: str, seed: int, base: int, novel: int, parameters: int = 100, **trial: Any
+) -> Record:
+    """A record with ``base`` and ``novel`` correct out of 200 each."""
+    full: dict[str, Any] = {
+        "benchmark": "base2novel",
+        "method": method,
+        "settings": {"lr": 0.1},
+        "dataset": dataset,
+        "data": "d",
+        "train_classes": "base",
+        "shots": 16 if seed else 0,
+        "seed": seed,
+        "evaluations": (),
+    } | trial
+    value = Trial(**full)
+    counts = [
+        Counts(
+            dataset=dataset,
+            classes=half,
+            split="test",
+            correct=n,
+            total=200,
+            per_class={"x": (n, 200)},
+        )
+        for half, n in (("base", base), ("novel", novel))
+    ]
+    return Record(
+        hash=value.hash,
+        trial=value,
+        evaluations=counts,
+        trainable_parameters=parameters,
+        steps=10,
+        final_loss=1.0,
+        hashes={"weights": "w" * 64},
+        seconds=Seconds(train=2.0),
+        peak_memory_bytes=1 << 20,
+        environment={"device": "cpu", "packages": {"torch": "2"}},
+    )
+
+
+RECORDS = [
+    make("zeroshot", "a", 0, 120, 140, 0),
+    make("zeroshot", "b", 0, 100, 160, 0),
+    make("deep", "a", 1, 160, 100, 5000),
+    make("deep", "a", 2, 170, 110, 5000),
+    make("deep", "b", 1, 150, 120, 5000),
+    make("deep", "b", 2, 150, 140, 5000),
+    make("small", "a", 1, 150, 150, 40),
+]
+
+
+def cell(summary: pd.DataFrame, method: str, dataset: str) -> Any:
+    return summary[(summary["method"] == method) & (summary["dataset"] == dataset)].iloc[0]
+
+
+def test_means_and_deviations() -> None:
+    row = cell(summarise(frame(RECORDS)), "deep", "a")
+    assert (row["base"], row["novel"], row["seeds"], row["parameters"]) == (82.5, 52.5, 2, 5000)
+    assert row["base_std"] == pytest.approx(math.sqrt(2 * 2.5**2 / 1))  # ddof 1
+    assert row["hm"] == pytest.approx(2 * 82.5 * 52.5 / 135)
+    each = [2 * 80 * 50 / 130, 2 * 85 * 55 / 140]
+    assert row["hm_std"] == pytest.approx(abs(each[0] - each[1]) / math.sqrt(2))
+
+
+def test_average_is_the_harmonic_mean_of_averages() -> None:
+    row = cell(summarise(frame(RECORDS)), "deep", AVERAGE)
+    base, novel = (82.5 + 75) / 2, (52.5 + 65) / 2
+    assert (row["base"], row["novel"]) == (base, novel)
+    assert row["hm"] == pytest.approx(2 * base * novel / (base + novel))
+    parts = [2 * 82.5 * 52.5 / 135, 2 * 75 * 65 / 140]
+    assert row["mean_hm"] == pytest.approx(sum(parts) / 2)
+    assert row["hm"] != pytest.approx(row["mean_hm"], abs=1e-3)
+    seeds = [(80 + 75) / 2, (85 + 75) / 2]
+    assert row["base_std"] == pytest.approx(abs(seeds[0] - seeds[1]) / math.sqrt(2))
+
+
+def test_published_averages_follow_the_rule() -> None:
+    """CLIP 69.34 / 74.22 -> 71.70, MaPLe 82.28 / 75.14 -> 78.55 (protocol, section 10)."""
+    assert round(harmonic_mean(69.34, 74.22), 2) == 71.70
+    assert round(harmonic_mean(82.28, 75.14), 2) == 78.55
+    assert harmonic_mean(0, 0) == 0
+
+
+def test_a_missing_dataset_is_never_averaged_over() -> None:
+    summary = summarise(frame(RECORDS))
+    assert math.isnan(cell(summary, "small", AVERAGE)["hm"])
+    text = render(summary, "table")
+    assert "No average for small: a dataset is missing." in text
+    assert math.isnan(cell(summary, "zeroshot", "a")["base_std"])  # one run has no spread
+
+
+def test_zero_seeds_and_order() -> None:
+    summary = summarise(frame(RECORDS))
+    assert list(summary["dataset"]) == ["a"] * 3 + ["b"] * 2 + [AVERAGE] * 3
+    assert list(summary[summary["dataset"] == "a"]["method"]) == ["zeroshot", "small", "deep"]
+
+
+MARKDOWN = """\
+| dataset   | method   |         base |        novel |           HM |   parameters |   seeds |
+|:----------|:---------|-------------:|-------------:|-------------:|-------------:|--------:|
+| a         | zeroshot |        60.00 |        70.00 |        64.62 |            0 |       1 |
+| a         | small    |        75.00 |        75.00 |        75.00 |           40 |       1 |
+| a         | deep     | 82.50 ± 3.54 | 52.50 ± 3.54 | 64.17 ± 3.71 |        5,000 |       2 |
+| b         | zeroshot |        50.00 |        80.00 |        61.54 |            0 |       1 |
+| b         | deep     | 75.00 ± 0.00 | 65.00 ± 7.07 | 69.64 ± 4.06 |        5,000 |       2 |
+| average   | zeroshot |        55.00 |        75.00 |        63.46 |            0 |       1 |
+| average   | small    |            - |            - |            - |           40 |       - |
+| average   | deep     | 78.75 ± 1.77 | 58.75 ± 5.30 | 67.30 ± 4.13 |        5,000 |       2 |
+"""
+
+
+def test_markdown_table() -> None:
+    text = render(summarise(frame(RECORDS)), "md")
+    assert text.startswith(MARKDOWN)
+    assert "HM: harmonic mean of the mean base and the mean novel accuracy." in text
+    assert "Mean of the datasets' HMs, for comparison: zeroshot 63.08, deep 66.90." in text
+
+
+def test_other_formats() -> None:
+    summary = summarise(frame(RECORDS))
+    assert json.loads(render(summary, "json"))[0]["base"] == 60.0
+    assert render(summary, "csv").splitlines()[0].startswith("dataset,method,shots,parameters")
+    latex = render(summary, "latex", "Base to novel")
+    assert r"\toprule" in latex
+    assert r"82.50 $\pm$ 3.54" in latex
+    assert latex.count("{") == latex.count("}")
+
+
+def test_shots_become_a_column() -> None:
+    records = [make("m", "a", 1, 100, 100, shots=k) for k in (1, 4)]
+    assert "shots" in render(summarise(frame(records)), "md").splitlines()[0]
+
+
+def test_settings_are_never_mixed() -> None:
+    """Other settings get a name of their own; without one they are an error, not an average."""
+    changed = make("deep", "a", 1, 10, 10, settings={"lr": 0.2}, variant="lr=0.2")
+    names = set(summarise(frame([*RECORDS, changed]))["method"])
+    assert "deep (lr=0.2)" in names
+    nameless = make("deep", "a", 1, 10, 10, settings={"lr": 0.2})
+    with pytest.raises(UserError, match=r"answer the same question \(deep on a\)"):
+        frame([*RECORDS, nameless])
+
+
+def write(records: list[Record], out: Path) -> None:
+    for record in records:
+        record.write(record.trial.folder(out))
+
+
+def test_records_survive_the_disk(tmp_path: Path) -> None:
+    write(RECORDS, tmp_path)
+    found, broken = read_records(tmp_path)
+    assert not broken
+    assert {r.hash for r in found} == {r.hash for r in RECORDS}
+    assert all(r in RECORDS for r in found)
+
+
+def test_smoke_runs_and_other_splits_are_left_out(tmp_path: Path) -> None:
+    extra = [make("small", "b", 1, 1, 1, limit=2), make("small", "b", 1, 2, 2, split="val")]
+    write([*RECORDS, *extra], tmp_path)
+    assert len(load_frame(tmp_path)) == 2 * len(RECORDS)
+
+
+def test_records_that_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No records of base2novel under .*`promptbench run"):
+        load_frame(tmp_path)
+    write(RECORDS, tmp_path)
+    with pytest.raises(UserError, match=r"\(there are records of base2novel\)"):
+        load_frame(tmp_path, "fewshot")
+    write([make("deep", "a", 1, 1, 1, backbone="ViT-B-16-quickgelu")], tmp_path)
+    with pytest.raises(UserError, match="mixes backbones"):
+        load_frame(tmp_path)
+    assert len(load_frame(tmp_path, backbone="pocket")) == 2 * len(RECORDS)
+    with pytest.raises(UserError, match="Did you mean 'pocket'"):
+        load_frame(tmp_path, backbone="poket")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other trial"])
+def test_a_damaged_record_is_reported(tmp_path: Path, damage: str) -> None:
+    write(RECORDS, tmp_path)
+    path = RECORDS[0].trial.folder(tmp_path) / "record.json"
+    text = path.read_text()
+    path.write_text(text[:-40] if damage == "truncated" else text.replace('"seed": 0', '"seed": 7'))
+    assert damage != "truncated" or read_record(path.parent) is None
+    with pytest.raises(UserError, match=r"1 record\(s\) cannot be read, the first is .*record\.json"):
+        load_frame(tmp_path)
+
+
+def test_hash_names_everything_but_the_labels() -> None:
+    trial = RECORDS[2].trial
+    assert trial.hash == trial.model_copy(update={"variant": "x", "pretrained": "/elsewhere"}).hash
+    for change in (
+        {"seed": 9},
+        {"settings": {"lr": 0.3}},
+        {"data": "e"},
+        {"weights": "v"},
+        {"limit": 1},
+        {"evaluations": (Evaluation(dataset="a", classes="all"),)},
+    ):
+        other = Trial(**{**trial.model_dump(), **change})
+        assert other.hash != trial.hash
+
+
+def test_pareto() -> None:
+    assert pareto([10, 100, 1000, 50], [60.0, 70.0, 65.0, 70.0]) == [0, 3]
+    assert pareto([10, 10], [60.0, 61.0]) == [1]
+
+
+def test_tradeoff_files(tmp_path: Path) -> None:
+    summary = summarise(frame([r for r in RECORDS if r.trial.method != "small"]))
+    paths = tradeoff(summary, tmp_path)
+    assert [path.name for path in paths] == ["tradeoff-hm.png", "tradeoff-hm.pdf", "tradeoff-hm.csv"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert b"/Type3" not in paths[1].read_bytes()  # embedded as TrueType
+    table = pd.read_csv(paths[2])
+    assert list(table["method"]) == ["zeroshot", "deep"]
+    assert table["hm"].iloc[1] == pytest.approx(cell(summary, "deep", AVERAGE)["hm"])
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in tradeoff(summary, tmp_path)] == first  # same records, same files
+    with pytest.raises(UserError, match="at least one trained method"):
+        tradeoff(summarise(frame(RECORDS[:2])), tmp_path)
+
+
+def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points close to each other: no label lies on another."""
+    from promptbench import plots
+
+    kept: list[Any] = []
+
+    def keep(figure: Any, *rest: Any) -> list[Path]:
+        kept.append(figure)
+        return []
+
+    monkeypatch.setattr(plots, "_save", keep)
+    names = [("coop", 512, 150), ("tiny_method", 560, 151), ("mmlop", 2916, 152), ("ivlp", 11520, 149)]
+    tradeoff(summarise(frame([make(n, "a", 1, b, 140, p) for n, p, b in names])), tmp_path)
+    figure = kept[0]
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 4
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])

@@ -1,0 +1,173 @@
+"""The loop: the field's schedule, exact resumption, cached features, and a loss that is not a number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptbench import data
+from promptbench.cache import FeatureCache
+from promptbench.clip import FrozenCLIP
+from promptbench.errors import UserError
+from promptbench.evaluate import evaluate
+from promptbench.frozen import frozen_features
+from promptbench.method import Settings, get_method
+from promptbench.train import CHECKPOINT, Progress, autocast_dtype, create, fit, learning_rate
+from promptbench.trials import Evaluation
+from promptbench.views import Views
+from tests import plain
+
+
+def test_schedule_of_maple() -> None:
+    """The example of the protocol, section 9: 5 epochs at 0.0035."""
+    settings = Settings(lr=0.0035, epochs=5)
+    rates = [learning_rate(settings, epoch) for epoch in range(5)]
+    assert rates == pytest.approx([1e-5, 3.5e-3, 3.17e-3, 2.29e-3, 1.21e-3], rel=3e-3)
+    without = Settings(lr=1.0, epochs=4, warmup_epochs=0)
+    assert [learning_rate(without, e) for e in range(4)] == pytest.approx(
+        [1, 0.853553, 0.5, 0.146447], rel=1e-5
+    )
+
+
+def trained(clip: FrozenCLIP, dataset: data.Dataset, name: str, **settings: Any) -> tuple[Any, Progress]:
+    kind = get_method(name)
+    classes = dataset.classes("base")
+    full: dict[str, Any] = {"epochs": 4, "lr": 0.02, "batch_size": 4} | settings
+    full |= dict.fromkeys({"depth_text", "depth_vision"} & kind.Settings.model_fields.keys(), 3)
+    method = create(kind, clip, kind.Settings(**full), classes, seed=1)
+    return method, fit(method, dataset, dataset.few_shot(4, 1, "base"), classes, seed=1)
+
+
+def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) -> None:
+    """A text-only method trains on cached features of the very views a prompted image tower sees."""
+    items = colours.few_shot(4, 1, "base")
+    views = Views(**clip.preprocess)
+    features = frozen_features(clip, colours, items, views, (1, 2))
+    for i in (0, 5, 11):
+        view = views.train(colours.picture(items[i].path), 1, 2, items[i].path)
+        assert torch.allclose(features[i], clip.image_features(view[None])[0], atol=1e-5)
+
+
+def test_cached_features_give_the_same_training(
+    tiny: torch.nn.Module, clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path
+) -> None:
+    def cached() -> FrozenCLIP:
+        return FrozenCLIP(tiny, clip.shape, fingerprint="tiny", cache=FeatureCache(tmp_path / "cache"))
+
+    without, _ = trained(clip, colours, "coop")
+    first, _ = trained(cached(), colours, "coop")
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == 4  # one per epoch
+    second_clip = cached()
+    second_clip.image_features = None  # type: ignore[assignment,method-assign]  # nothing may be computed
+    second, _ = trained(second_clip, colours, "coop")
+    assert torch.equal(without.ctx, first.ctx)
+    assert torch.equal(first.ctx, second.ctx)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_damaged_cache_files_are_computed_anew(tmp_path: Path, damage: str) -> None:
+    cache, key = FeatureCache(tmp_path), {"what": "x"}
+    stored = cache.get(key, lambda: torch.arange(12.0).view(3, 4))
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+    path.write_bytes({"truncate": content[:-5], "flip": flipped, "empty": b""}[damage])
+    assert torch.equal(cache.get(key, lambda: stored.clone()), stored)
+    calls: list[int] = []
+    assert torch.equal(cache.get(key, lambda: calls.append(1) or stored), stored)  # type: ignore[func-returns-value]
+    assert not calls
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = FeatureCache(tmp_path / "file" / "folder")
+    assert torch.equal(cache.get({"a": 1}, lambda: torch.ones(2, 2)), torch.ones(2, 2))
+
+
+def test_loss_that_is_not_a_number(clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path) -> None:
+    message = r"loss of ivlp became (nan|inf) at epoch \d, step \d, learning rate 1e\+3\d"
+    with pytest.raises(UserError, match=message):
+        trained(clip, colours, "ivlp", lr=1e38, weight_decay=1e3)
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert autocast_dtype(cpu, "auto") is None
+    assert autocast_dtype(cpu, "fp32") is None
+    assert autocast_dtype(cpu, "bf16") == torch.bfloat16
+    assert autocast_dtype(torch.device("cuda"), "fp16") == torch.float16
+    assert autocast_dtype(torch.device("cuda"), "fp32") is None
+
+
+def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
+    """Counts per class add up, labels compete only inside their half, and agree with plain argmax."""
+    kind = get_method("zeroshot")
+    method = create(kind, clip, kind.Settings(), colours.classes(), seed=1)
+    halves: tuple[data.Half, ...] = ("base", "novel", "all")
+    for half in halves:
+        evaluation = Evaluation(dataset="colours", classes=half)
+        counts = evaluate(method, colours, evaluation)
+        items = colours.items("test", half)
+        views = Views(**clip.preprocess)
+        images = torch.stack([views.test(colours.picture(item.path)) for item in items])
+        tokens = plain.tokenize([f"a photo of a {n.replace('_', ' ')}." for n in colours.classes(half).names])
+        text = clip.model.encode_text(tokens, normalize=True)
+        guess = (clip.model.encode_image(images) @ text.T).argmax(dim=-1)
+        right = [bool(g == item.label) for g, item in zip(guess, items, strict=True)]
+        assert (counts.correct, counts.total) == (sum(right), len(items))
+        assert sum(c for c, _ in counts.per_class.values()) == counts.correct
+        assert [n for _, n in counts.per_class.values()] == [3] * len(colours.classes(half))
+    assert evaluate(method, colours, evaluation, limit=1).total == 5
+
+
+def test_damaged_checkpoint(clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"half a chec")
+    classes = colours.classes("base")
+    kind = get_method("coop")
+    method = create(kind, clip, kind.Settings(epochs=1), classes, seed=1)
+    with pytest.raises(UserError, match="damaged and has been removed; run the same command again"):
+        fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
+    assert fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path).epoch == 1
+
+
+# ---------------------------------------------------------------------- killed and resumed
+
+DRIVER = Path(__file__).parent / "kill_driver.py"
+
+
+@pytest.mark.parametrize("method", ["mmlop", "coop"])
+def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, method: str) -> None:
+    """SIGKILL while the n-th file is being written, for several n, then the same run again.
+
+    Every resumed run ends with the same learned tensors, metrics and record as an undisturbed one,
+    timings and memory apart. The files are written in the order config, (checkpoint, metrics) per epoch,
+    prompts, record.
+    """
+    card = str(make_dataset())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTBENCH_CACHE": str(tmp_path / "no-cache")}
+    result = subprocess.run(
+        [sys.executable, str(DRIVER), method, card, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    straight = report.pop("straight")
+    assert straight["statuses"] == [0]
+    assert len(report) == 6
+    for name, run in report.items():
+        assert run["statuses"][:-1] == [-signal.SIGKILL] * (len(run["statuses"]) - 1), name
+        assert run["statuses"][-1] == 0, name
+        assert len(run["statuses"]) > 1, name
+        assert run["before"] == [False] * len(run["before"]), f"{name}: a killed run left a record"
+        assert run["files"] == straight["files"], name
+        assert run["content"] == straight["content"], name
