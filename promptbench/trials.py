@@ -123,12 +123,12 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def tuned_settings(backbone: str) -> Mapping[str, Mapping[str, Any]]:
-    """Settings chosen for a backbone whose scale the papers did not know, by method."""
-    path = weights.pocket_folder() / "settings.yaml"
-    if backbone != weights.POCKET or not path.exists():
+def tuned_settings(backbone: str, method: str) -> dict[str, Any]:
+    """Settings chosen for a backbone whose scale the papers did not know: common ones, then the method's."""
+    if backbone != weights.POCKET:
         return {}
-    return yaml.safe_load(path.read_text())["settings"]
+    chosen = yaml.safe_load((weights.pocket_folder() / "settings.yaml").read_text())
+    return {**chosen["common"], **chosen["settings"].get(method, {})}
 
 
 def plan(
@@ -153,7 +153,6 @@ def plan(
     path, tag = weights.weights_file(backbone, pretrained)
     fingerprint = hash_file(path) if path else tag
     shape = weights.backbone_shape(backbone)
-    tuned = tuned_settings(backbone)
     shots = tuple(shots or benchmark.shots)
     trials: list[Trial] = []
     for dataset in datasets:
@@ -173,9 +172,10 @@ def plan(
         mine = dict((overrides or {}).get(method.name, {}))
         if epochs is not None and method.trains:
             mine.setdefault("epochs", epochs)
+        tuned = tuned_settings(backbone, method.name)
         for dataset in datasets:
             for count in shots if method.trains else (0,):
-                given = (method, benchmark.name, count, dataset.name, tuned.get(method.name))
+                given = (method, benchmark.name, count, dataset.name, tuned)
                 default, settings = resolve_settings(*given), resolve_settings(*given, mine)
                 method.check(settings, shape)
                 changed = [k for k in mine if getattr(settings, k) != getattr(default, k)]

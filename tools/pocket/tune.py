@@ -26,7 +26,10 @@ from promptbench.records import read_records
 from promptbench.trials import BENCHMARKS, plan
 
 SEED = 11
-RATES = (0.0003, 0.00125, 0.005, 0.02, 0.08, 0.32)
+RATES = (0.00125, 0.005, 0.02, 0.08)
+# For all methods alike: a crop of 8 % of a small drawing shows nothing of it. Tried on val, base half of
+# icons and kinds, against the field's 0.08: CoOp 63.7 -> 66.6, IVLP 66.5 -> 66.6.
+COMMON = {"crop_min": 0.5}
 EPOCHS = {"image tower frozen": (20, 40), "image tower prompted": (3, 5)}
 
 
@@ -46,7 +49,7 @@ def run(names: list[str], out: Path) -> None:
                 [get_method(name)],
                 list(datasets.values()),
                 seeds=(SEED,),
-                overrides={name: settings},
+                overrides={name: COMMON | settings},
                 split="val",
             )
             execute(trials, datasets, out, PlainReporter(), cache=FeatureCache(default_folder()))
@@ -77,7 +80,7 @@ def write(out: Path) -> None:
         f"# accuracy of the base half over {', '.join(suite)} (seed {SEED}, 16 shots); `tried` is the grid.\n"
     )
     text = head + yaml.safe_dump(
-        {"settings": chosen, "tried": tried}, sort_keys=False, default_flow_style=None
+        {"common": COMMON, "settings": chosen, "tried": tried}, sort_keys=False, default_flow_style=None
     )
     (weights.pocket_folder() / "settings.yaml").write_text(text)
     print(text)

@@ -1,0 +1,43 @@
+"""What the README shows is true: its table is that of the records, its example method trains."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from promptbench import data
+from promptbench.clip import FrozenCLIP
+from promptbench.compare import load_frame, render, summarise
+from promptbench.method import Method, trainable_parameters
+from promptbench.train import create, fit
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_table_is_that_of_the_reference_records() -> None:
+    table = render(summarise(load_frame(ROOT / "results/reference")), "md")
+    assert table.strip() in README
+
+
+def test_files_it_points_to_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) >= 5
+    assert all((ROOT / link).exists() for link in links), links
+
+
+def test_example_method_trains(clip: FrozenCLIP, colours: data.Dataset) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    kind: type[Method] = found["Shallow"]
+    classes = colours.classes()
+    method = create(kind, clip, kind.Settings(epochs=4, lr=0.05, warmup_epochs=0), classes, seed=1)
+    assert trainable_parameters(method) == kind.parameter_count(method.settings, clip.shape, len(classes)) == 512
+    progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
+    assert progress.history[-1]["loss"] < progress.history[0]["loss"]
+
+
+def test_example_card_is_a_card(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "card.yaml").write_text(text)
+    assert data.read_card(tmp_path / "card.yaml").name == "birds"
