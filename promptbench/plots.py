@@ -46,7 +46,12 @@ def tradeoff(summary: pd.DataFrame, folder: Path, metric: str = "hm") -> list[Pa
         raise UserError(
             "The trade-off plot needs at least one trained method with all its datasets; run one."
         )
-    front = pareto(points["parameters"].tolist(), points[metric].tolist())
+    # Zero-shot costs nothing: what is no better than it is on no front.
+    front = [
+        i
+        for i in pareto(points["parameters"].tolist(), points[metric].tolist())
+        if not points[metric].iloc[i] <= lines[metric].max()
+    ]
     points["pareto"] = points.index.isin(front)
     with matplotlib.rc_context(STYLE):
         figure = _draw_tradeoff(points, lines, front, metric, data, summary)

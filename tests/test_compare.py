@@ -238,6 +238,13 @@ def test_tradeoff_files(tmp_path: Path) -> None:
         tradeoff(summarise(frame(RECORDS[:2])), tmp_path)
 
 
+def test_what_zero_shot_beats_is_on_no_front(tmp_path: Path) -> None:
+    rows = [("zeroshot", 0, 140, 0), ("coop", 1, 130, 512), ("mmlop", 1, 150, 2916), ("ivlp", 1, 149, 11520)]
+    records = [make(name, "a", seed, base, 140, size) for name, seed, base, size in rows]
+    table = pd.read_csv(tradeoff(summarise(frame(records)), tmp_path)[2]).set_index("method")
+    assert list(table.index[table["pareto"].astype(str) == "True"]) == ["mmlop"]
+
+
 def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points close to each other: no label lies on another."""
     from promptbench import plots

@@ -32,7 +32,9 @@ def test_example_method_trains(clip: FrozenCLIP, colours: data.Dataset) -> None:
     kind: type[Method] = found["Shallow"]
     classes = colours.classes()
     method = create(kind, clip, kind.Settings(epochs=4, lr=0.05, warmup_epochs=0), classes, seed=1)
-    assert trainable_parameters(method) == kind.parameter_count(method.settings, clip.shape, len(classes)) == 512
+    assert (
+        trainable_parameters(method) == kind.parameter_count(method.settings, clip.shape, len(classes)) == 512
+    )
     progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
     assert progress.history[-1]["loss"] < progress.history[0]["loss"]
 
