@@ -75,9 +75,9 @@ def read_record(folder: Path) -> Record | None:
 
 
 def read_records(out: Path) -> tuple[list[Record], list[Path]]:
-    """All records below an output folder, in path order, and the files that are no valid records."""
+    """All records of an output folder, in path order, and the files that are no valid records."""
     records, broken = [], []
-    for path in sorted(out.rglob(RECORD)):
+    for path in sorted((out / "runs").rglob(RECORD)):
         record = read_record(path.parent)
         if record is None or record.hash != record.trial.hash:
             broken.append(path)
