@@ -120,9 +120,9 @@ class MMLoP(Method):
         return text
 
     def loss(self, batch: Batch, classes: Classes) -> Tensor:
-        s, scale = self.settings, self.clip.scale
+        s = self.settings
         text, image = self.text_features(classes), self.image_features(batch)
-        logits = scale * image @ text.T
+        logits = self.clip.logits(image, text)
         loss = F.cross_entropy(logits, batch.labels)
         if s.consistency == "off":
             return loss
@@ -132,7 +132,7 @@ class MMLoP(Method):
             loss = loss + s.text_weight * (text - anchors).abs().mean()
             loss = loss + s.image_weight * (image - frozen).abs().mean()
         if s.consistency in ("both", "logits"):
-            reference = (scale * frozen @ anchors.T).log_softmax(dim=-1)
+            reference = self.clip.logits(frozen, anchors).log_softmax(dim=-1)
             divergence = F.kl_div(logits.log_softmax(dim=-1), reference, reduction="sum", log_target=True)
             loss = loss + s.logit_weight * divergence / logits.numel()
         return loss

@@ -128,7 +128,7 @@ class FrozenCLIP:
         if len(prompts) > 1 and not layout.deep:
             raise ValueError("deep text prompts need their context tokens right after the start token")
         x = self._text_reference(layout, prompts) if self.reference else self._text_packed(layout, prompts)
-        return self.model.ln_final(x) @ self.model.text_projection
+        return _project(self.model.ln_final(x), self.model.text_projection)
 
     def _text_packed(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
         """Hidden states at the end tokens, [C, d_t], from the packed sequence: no padding, prefix once."""
@@ -139,12 +139,11 @@ class FrozenCLIP:
             embedded = embedded.index_copy(0, layout.slot_at, slots.to(embedded.dtype))
         x = embedded + frozen
         blocks = self.model.transformer.resblocks
-        masks = {length: _suffix_mask(layout.n_prefix, length, self.device) for _, _, length in layout.groups}
         for i, block in enumerate(blocks):
             if 0 < i < len(prompts):
                 x = torch.cat([x[:1], prompts[i].to(x.dtype), x[1 + layout.n_ctx :]])
             if i < len(blocks) - 1:
-                x = _block(block, x, x, lambda q, k, v: _attend_packed(q, k, v, layout, masks))
+                x = _block(block, x, x, lambda q, k, v: _attend_packed(q, k, v, layout))
             else:
                 x = _block(block, x[layout.ends], x, lambda q, k, v: _attend_ends(q, k, v, layout))
         return x
@@ -231,10 +230,25 @@ class FrozenCLIP:
             else:
                 last = i == len(blocks) - 1
                 x = _block(block, x[:, :1] if last else x, x, F.scaled_dot_product_attention)
-        return visual.ln_post(x[:, 0]) @ visual.proj
+        return _project(visual.ln_post(x[:, 0]), visual.proj)
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """scale * image @ text.T for unit-norm features [B, e] and [C, e]: [B, C], always in fp32.
+
+        At a scale of 100 the rounding of bf16 would decide between close classes.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return self.scale * image.float() @ text.float().T
 
 
 # ---------------------------------------------------------------------- blocks
+
+
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    """The projection into the joint space, in fp32 under any autocast: it is tiny, features are compared."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x.float() @ weight
+
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -261,19 +275,12 @@ def _block(block: Any, read: Tensor, x: Tensor, attention: Attention) -> Tensor:
     return read + block.ls_2(block.mlp(block.ln_2(read)))
 
 
-def _suffix_mask(n_prefix: int, length: int, device: torch.device) -> Tensor:
-    """[length, n_prefix + length]: a suffix token sees the whole prefix and its own past."""
-    mask = torch.ones(length, n_prefix + length, dtype=torch.bool, device=device)
-    return mask.tril(n_prefix)
-
-
-def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout, masks: dict[int, Tensor]) -> Tensor:
+def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
     """Causal attention over the packed sequence: q, k, v [heads, n_tokens, d] -> the same shape."""
     (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
     q0, *qs = _groups(q, layout)
     parts = [F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)[0]]
-    for query, key, value in zip(qs, ks, vs, strict=True):
-        mask = masks[query.shape[2]]
+    for query, key, value, mask in zip(qs, ks, vs, layout.masks, strict=True):
         out = F.scaled_dot_product_attention(query, _after(k0, key), _after(v0, value), attn_mask=mask)
         parts.append(out.transpose(0, 1).flatten(1, 2))
     return torch.cat(parts, dim=1)
@@ -285,14 +292,13 @@ def _attend_ends(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
     An end token sees its whole sentence, so no mask is needed.
     """
     (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
-    order = torch.argsort(layout.ends)  # class order -> packed order
-    queries = q[:, order].split([count for _, count, _ in layout.groups], dim=1)
+    queries = q[:, layout.order].split([count for _, count, _ in layout.groups], dim=1)
     parts = []
     for query, key, value in zip(queries, ks, vs, strict=True):
         query = query.transpose(0, 1)[:, :, None]
         out = F.scaled_dot_product_attention(query, _after(k0, key), _after(v0, value))
         parts.append(out[:, :, 0].transpose(0, 1))
-    return torch.cat(parts, dim=1)[:, torch.argsort(order)]
+    return torch.cat(parts, dim=1)[:, layout.back]
 
 
 def _groups(t: Tensor, layout: TextLayout) -> list[Tensor]:

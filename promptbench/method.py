@@ -153,7 +153,7 @@ class Method(nn.Module):
 
     def logits(self, batch: Batch, text: Tensor) -> Tensor:
         """scale * image @ text.T: [B, C], with ``text`` from `text_features`."""
-        return self.clip.scale * self.image_features(batch) @ text.T
+        return self.clip.logits(self.image_features(batch), text)
 
     def loss(self, batch: Batch, classes: Classes) -> Tensor:
         """The training loss of a batch: []. Default: cross-entropy."""

@@ -192,7 +192,7 @@ def zeroshot_differences(folder: Path, cases: Mapping[str, Any], stem: str, clip
     if "image_features" in arrays:
         found["features"] = max(found["features"], _difference(image, arrays["image_features"]))
     if "logits" in arrays:
-        found["logits"] = _difference(clip.scale * image @ text.T, arrays["logits"])
+        found["logits"] = _difference(clip.logits(image, text), arrays["logits"])
     return found
 
 

@@ -91,7 +91,9 @@ class TextLayout:
         ids        [n_tokens]  token ids, 0 where a learnable token goes
         positions  [n_tokens]  position in the sentence, for the positional embedding
         groups     (first row in the packed sequence, classes, suffix length) per length
+        masks      [length, n_prefix + length] bool per group: a suffix sees the prefix and its own past
         ends       [C]         packed index of each class's end token, in the order of the classes
+        order      [C]         classes in packed order; ``back`` undoes it
         slot_at    [m]         packed indices of learnable tokens
         slot_of    [m]         which learnable token stands there (class-specific: ``c * n_ctx + j``)
 
@@ -146,6 +148,12 @@ class TextLayout:
         self.ids = index([max(token, 0) for _, _, token in packed])
         self.positions = index([position for _, position, _ in packed])
         self.ends = index(ends)
+        self.order = index(order)
+        self.back = index(sorted(range(len(order)), key=order.__getitem__))
+        self.masks = [
+            torch.ones(length, self.n_prefix + length, dtype=torch.bool, device=device).tril(self.n_prefix)
+            for _, _, length in self.groups
+        ]
         self.slot_at = index([at for at, _, _ in slots])
         self.slot_of = index([j if shared else c * self.n_ctx + j for _, c, j in slots])
         # Deep prompting overwrites positions 1..n_ctx, so it needs all of them in the shared prefix.
