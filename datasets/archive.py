@@ -1,6 +1,7 @@
 """Pictures and ``split.json`` in one zip file or in a folder."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from promptbench.data import Card, Pictures, Splits, read_splits
@@ -15,9 +16,12 @@ def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
         return _folder(source)
     if not zipfile.is_zipfile(source):
         raise UserError(f"{card.name}: expected a zip file or a folder with split.json at {source}.")
-    with zipfile.ZipFile(source) as archive:
-        # Read whole: embedded archives are a few MB, and worker processes then share no file handle.
-        files = {name: archive.read(name) for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(source) as archive:
+            # Read whole: embedded archives are a few MB, and worker processes then share no file handle.
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        raise UserError(f"{source} cannot be unpacked ({error}); get the file again.") from None
     if "split.json" not in files:
         raise UserError(f"{card.name}: there is no split.json in {source}.")
     splits, _ = read_splits(files["split.json"], f"split.json in {source}")

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from promptbench.data import Card, Pictures, Splits, read_splits
+from promptbench.errors import UserError
 from promptbench.files import hash_value
 
 
@@ -15,6 +16,8 @@ def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
 
     scans = load_digits().images  # [1797, 8, 8], 0 (paper) to 16 (ink)
     source = folder / card.source
+    if not source.is_file():
+        raise UserError(f"{card.name}: there is no split file {source}.")
     splits, fingerprint = read_splits(source.read_bytes(), str(source))
 
     def picture(path: str) -> Image.Image:

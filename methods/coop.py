@@ -17,6 +17,7 @@ class CoOpSettings(PromptSettings):
     lr: Rate = 0.002
     epochs: Count = 200
     batch_size: Positive = 32
+    n_ctx: Positive = Field(4, description="M: context tokens")
     position: Literal["end", "middle", "front"] = Field("end", description="where the class name stands")
     class_specific: bool = Field(False, description="one context per class (CSC) instead of a shared one")
 

@@ -114,13 +114,17 @@ def run(
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
     kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
     chosen = get_benchmark(benchmark)
-    datasets = {d.name: d for d in (data.load(name) for name in dataset or data.suite(suite))}
+    datasets: dict[str, data.Dataset] = {}
+    for found in map(data.load, dict.fromkeys(dataset or data.suite(suite))):
+        if found.name in datasets:
+            raise UserError(f"Two datasets are called {found.name!r}; give one of the cards another name.")
+        datasets[found.name] = found
     trials = plan(
         chosen,
         kinds,
         list(datasets.values()),
         seeds=_numbers("--seeds", seeds),
-        shots=_numbers("--shots", shots, least=1) if shots else None,
+        shots=_numbers("--shots", shots, least=1) if shots is not None else None,
         overrides=_overrides(set_ or [], [kind.name for kind in kinds]),
         epochs=epochs,
         split=split,  # type: ignore[arg-type]  # checked above
@@ -256,14 +260,15 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
         raise unknown(f"value of {option}", value, known)
 
 
-def _numbers(option: str, text: str, least: int = 0) -> list[int]:
+def _numbers(option: str, text: str, least: int = 0, most: int = 2**31 - 1) -> list[int]:
     """ "1,2,3" -> [1, 2, 3], without doubles."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} takes numbers such as 1,2,3, not {text!r}.") from None
-    if min(values) < least:
-        raise UserError(f"{option} takes numbers from {least} on, not {min(values)}.")
+    if not least <= min(values) <= max(values) <= most:
+        wrong = min(values) if min(values) < least else max(values)
+        raise UserError(f"{option} takes numbers from {least} to {most}, not {wrong}.")
     return list(dict.fromkeys(values))
 
 
@@ -279,7 +284,7 @@ def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
         if not equals or not key:
             raise UserError(f"--set takes KEY=VALUE, not {pair!r}.")
         try:
-            value = yaml.safe_load(text) if text else ""
+            value = yaml.safe_load(text) if text.strip() else ""
         except yaml.YAMLError:
             value = text
         target, dot, name = key.partition(".")

@@ -6,14 +6,13 @@ A dataset is a card (YAML) in ``datasets/`` and a loader, a module of ``promptbe
 
 import importlib
 import io
-import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from PIL import Image
@@ -37,6 +36,11 @@ class Item(NamedTuple):
 
 
 Splits = Mapping[str, Sequence[Item]]
+_Entry = tuple[
+    Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")],
+    Annotated[int, Field(ge=0)],
+    Annotated[str, Field(pattern=r"\S")],
+]
 Pictures = Callable[[str], bytes | Image.Image]
 
 
@@ -47,7 +51,7 @@ class Card(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     title: str
-    loader: str = Field("archive", pattern=r"^[a-z_]+$", description="module of promptbench.datasets")
+    loader: str = Field("archive", pattern=r"^[a-z][a-z0-9_]*$", description="module of promptbench.datasets")
     source: str = Field("", description="file or folder with the pictures, relative to the card")
     template: str = Field("a photo of a {}.", pattern=r"\{\}")
     classes: int | None = None
@@ -218,26 +222,37 @@ def load(name: str) -> Dataset:
         raise UserError(
             f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; correct it."
         ) from None
+    if not hasattr(loader, "load"):
+        raise UserError(f"The card of {card.name} names {card.loader!r}, which is no loader; correct it.")
     splits, pictures, fingerprint = loader.load(card, folder)
     return Dataset(card, _classnames(card, splits), splits, pictures, fingerprint)
 
 
-def read_splits(text: str | bytes, where: str) -> tuple[Splits, str]:
+class _SplitFile(BaseModel):
+    """The field's split JSON (KaiyangZhou/CoOp: datasets/oxford_pets.py, read_split)."""
+
+    model_config = ConfigDict(strict=True)
+
+    train: list[_Entry]
+    val: list[_Entry]
+    test: list[_Entry]
+
+
+def read_splits(content: bytes, where: str) -> tuple[Splits, str]:
     """Splits in the field's JSON schema {"train": [[path, label, classname], ...], "val", "test"}, and
     their hash. Order is kept: the few-shot draw depends on it. Raises UserError if it is anything else.
     """
     try:
-        values = json.loads(text)
-        splits = {
-            split: [Item(str(path), int(label), str(name)) for path, label, name in values[split]]
-            for split in ("train", "val", "test")
-        }
-    except (ValueError, TypeError, KeyError, RecursionError):
+        found = _SplitFile.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
             f"{where} is not a split file: it needs train, val and test, each a list of "
-            "[path, label, class name]."
+            f"[path, label, class name] ({at}: {first['msg'].lower()})."
         ) from None
-    return splits, hash_value(values)
+    splits = {split: [Item(*entry) for entry in getattr(found, split)] for split in ("train", "val", "test")}
+    return splits, hash_value(splits)
 
 
 def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
@@ -261,7 +276,8 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
         raise UserError(f"{card.name} has {len(labels)} class; classification needs at least two.")
     seen: dict[str, str] = {}
     for label in labels:
-        key = readable(names[label]).lower().strip()  # CLIP's tokenizer lower-cases
+        # CLIP's tokenizer lower-cases and joins blanks.
+        key = " ".join(readable(names[label]).lower().split())
         if key in seen:
             raise UserError(
                 f"{card.name}: two classes are called {seen[key]!r} and {names[label]!r}, which CLIP cannot "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import promptbench
+from promptbench.errors import UserError
 from promptbench.files import hash_file, hash_value
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
@@ -85,10 +86,17 @@ class PeakMemory:
 
 
 def default_device() -> torch.device:
-    """CUDA if there is one, else the CPU; ``PROMPTBENCH_DEVICE`` decides otherwise."""
-    return torch.device(
-        os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    """CUDA if there is one, else the CPU; ``PROMPTBENCH_DEVICE`` decides otherwise.
+
+    Raises UserError if that names no device of this machine.
+    """
+    name = os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(
+            f"PROMPTBENCH_DEVICE={name} names no device of this machine; use cpu, cuda or cuda:N."
+        ) from None
 
 
 def cpu_count() -> int:

@@ -26,6 +26,8 @@ def invalid(error: Any, where: str) -> UserError:
     parts = []
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] in ("missing", "extra_forbidden") else f" (got {item['input']!r})"
-        parts.append(f"{field or 'value'}: {item['msg'].lower()}{got}")
+        what = item["msg"].lower().removeprefix("value error, ")
+        if field and item["type"] not in ("missing", "extra_forbidden"):
+            what += f" (got {item['input']!r})"
+        parts.append(f"{field}: {what}" if field else what)
     return UserError(f"{where} is not valid: {'; '.join(parts)}.")

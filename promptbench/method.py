@@ -22,7 +22,7 @@ from promptbench.tokens import uses_words
 from promptbench.weights import Shape
 
 # Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     family inherits. Subclasses add their own fields; the paper's values are the defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Rate = 0.002

@@ -91,15 +91,19 @@ def _draw_tradeoff(
             linewidth=1.2,
             zorder=3,
         )
+    bars = points[f"{metric}_std"].fillna(0)
     for _, line in lines.iterrows():
+        # On the side whose point is farther from the line.
+        gaps = (y - line[metric]).abs() - bars
+        right = gaps.iloc[-1] > gaps.iloc[0]
         axes.axhline(line[metric], color="0.3", linewidth=1, linestyle=":", zorder=0)
         axes.annotate(
             f"{line['method']} ({line[metric]:.1f})",
-            (1, line[metric]),
+            (1 if right else 0, line[metric]),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
+            xytext=(-3 if right else 3, 3),
             textcoords="offset points",
-            ha="right",
+            ha="right" if right else "left",
             color="0.3",
         )
     axes.margins(x=0.15, y=0.18)
@@ -122,12 +126,17 @@ def _draw_tradeoff(
         axes.text(a, b, f"{name}\n{_short(int(a))}", fontsize=8.5, ha="center", linespacing=1.1)
         for name, a, b in zip(names, x, y, strict=True)
     ]
+    # Labels keep off the points and, by points strewn along them, off the error bars.
+    steps = [i / 10 for i in range(-10, 11)]
     adjust_text(
         labels,
-        x=list(x),
-        y=list(y),
+        x=[a for a in x for _ in steps],
+        y=[b + step * bar for b, bar in zip(y, bars, strict=True) for step in steps],
+        target_x=list(x),
+        target_y=list(y),
         ax=axes,
-        expand=(1.35, 1.5),
+        objects=[text for text in axes.texts if text not in labels] or None,
+        expand=(1.3, 1.3),
         ensure_inside_axes=True,
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6},
     )

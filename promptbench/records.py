@@ -7,7 +7,7 @@ between equal runs; everything else of an equal trial on a CPU is equal.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from promptbench.data import Half, Split
 from promptbench.files import write_atomic
@@ -70,7 +70,7 @@ def read_record(folder: Path) -> Record | None:
     """The record in a trial's folder, None if there is none or it cannot be read."""
     try:
         return Record.model_validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 

@@ -113,7 +113,8 @@ class TextLayout:
             text = _tokenizer().decode([token for token in longest[1:-1] if token >= 0]).strip()
             raise UserError(
                 f"The prompt with {text!r} has {len(longest)} tokens, but this backbone reads "
-                f"{context_length}; shorten the class name or use fewer context tokens (--set n_ctx=...)."
+                f"{context_length}; shorten the class name or the template, or use fewer context tokens "
+                "(--set n_ctx=...)."
             )
         self.rows = tuple(rows)
         self.n_ctx = max((-token for row in rows for token in row if token < 0), default=0)

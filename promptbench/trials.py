@@ -178,6 +178,8 @@ def plan(
                 given = (method, benchmark.name, count, dataset.name, tuned)
                 default, settings = resolve_settings(*given), resolve_settings(*given, mine)
                 method.check(settings, shape)
+                if method.trains and not method.parameter_count(settings, shape, 2):
+                    raise UserError(f"{method.name}: these settings leave nothing to train; use more tokens.")
                 changed = [k for k in mine if getattr(settings, k) != getattr(default, k)]
                 trials += [
                     Trial(

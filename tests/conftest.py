@@ -66,7 +66,7 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
                 for i in range(count):
                     file = f"images/{label}/{split}{i}.png"
                     picture = Image.new("RGB", (20 + 3 * i, 24), colour)
-                    picture.putpixel((i, i), (255, 255, 255))
+                    picture.paste((255, 255, 255), (2, 2, 9 + i, 9))  # so that crops and mirrors differ
                     (root / file).parent.mkdir(parents=True, exist_ok=True)
                     picture.save(root / file)
                     splits[split].append([file, label, classname])

@@ -179,8 +179,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["run", "mmlop", "--shots", "17", "--dataset", "icons"],
             "fewer than 17 shots; use --shots 16 or less.",
         ),
-        (["run", "mmlop", "--shots", "0"], "--shots takes numbers from 1 on, not 0."),
+        (["run", "mmlop", "--shots", "0"], "--shots takes numbers from 1 to 2147483647, not 0."),
         (["run", "mmlop", "--seeds", "one"], "--seeds takes numbers such as 1,2,3, not 'one'."),
+        (["run", "mmlop", "--seeds", "99999999999999999999"], "--seeds takes numbers from 0 to 2147483647"),
+        (["run", "mmlop", "--shots", ""], "--shots takes numbers such as 1,2,3, not ''."),
+        (["run", "ivlp", "--set", "n_ctx=0", "--set", "n_ctx_vision=0"], "leave nothing to train"),
         (["run", "mmlop", "--split", "tset"], "Unknown value of --split 'tset'. Did you mean 'test'?"),
         (["run", "mmlop", "--backbone", "ViT-B-16"], "needs weights: add `--pretrained openai`"),
         (["run", "mmlop", "--pretrained", "gone.pt"], "There is no weights file 'gone.pt'"),
@@ -200,6 +203,40 @@ def test_mistakes_are_one_sentence(
     assert last.startswith("Error: ")
     assert message in last
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_device_that_is_not_there(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROMPTBENCH_DEVICE", device)
+    assert call("run", "zeroshot", "--out", str(tmp_path)) == 2
+    assert f"PROMPTBENCH_DEVICE={device} names no device of this machine" in capsys.readouterr().err
+
+
+def test_two_datasets_of_one_name(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_dataset()
+    second = first.parent / "again.yaml"
+    second.write_text(first.read_text())
+    assert call("run", "zeroshot", "--dataset", str(second), *arguments(first, tmp_path / "out")) == 2
+    assert "Two datasets are called 'colours'" in capsys.readouterr().err
+
+
+def test_val_split_and_changed_record(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, out = make_dataset(), tmp_path / "out"
+    assert call("run", "zeroshot", *arguments(card, out), "--split", "val") == 0
+    (record,) = records(out)
+    assert [(c["split"], c["total"]) for c in record["evaluations"]] == [("val", 6), ("val", 4)]
+    assert record["peak_memory_bytes"] > 100 * 2**20
+    (path,) = out.rglob("record.json")
+    path.write_text(path.read_text().replace(record["hash"], "0" * 64))
+    assert call("run", "zeroshot", *arguments(card, out), "--split", "val") == 0
+    assert "already done" not in capsys.readouterr().err  # a record of something else is no record
+    assert records(out)[0]["hash"] == record["hash"]
 
 
 def test_output_folder_that_cannot_be_written(

@@ -212,6 +212,10 @@ def test_hash_names_everything_but_the_labels() -> None:
         {"data": "e"},
         {"weights": "v"},
         {"limit": 1},
+        {"shots": 8},
+        {"split": "val"},
+        {"precision": "bf16"},
+        {"backbone": "ViT-B-32"},
         {"evaluations": (Evaluation(dataset="a", classes="all"),)},
     ):
         other = Trial(**{**trial.model_dump(), **change})
@@ -265,3 +269,18 @@ def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(boxes) == 4
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
+    import yaml
+
+    from promptbench.trials import tuned_settings
+    from promptbench.weights import pocket_folder
+
+    chosen = yaml.safe_load((pocket_folder() / "settings.yaml").read_text())
+    for method in ("coop", "ivlp", "maple", "mmlop"):
+        assert tuned_settings("pocket", method) == {**chosen["common"], **chosen["settings"][method]}
+        best = max(chosen["tried"][method], key=lambda row: row["base_val"])
+        assert best.items() >= chosen["settings"][method].items()
+        assert tuned_settings("ViT-B-16-quickgelu", method) == {}
+    assert tuned_settings("pocket", "a new method") == chosen["common"]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,14 @@ def drop_class(splits: Any, split: str, label: int) -> None:
             lambda s: s["test"][0].__setitem__(2, "other"),
             "label 0 is called 'red square' and, in test, 'other'",
         ),
-        (lambda s: s.pop("val"), "is not a split file"),
+        (lambda s: s.pop("val"), r"is not a split file.*\(val: field required\)"),
+        (lambda s: s["val"].__setitem__(0, None), r"is not a split file.*val\.0"),
+        (lambda s: s["train"][0].__setitem__(1, True), r"is not a split file.*train\.0\.1: .*integer"),
+        (lambda s: s["train"][0].__setitem__(1, 1.7), r"is not a split file.*train\.0\.1: .*integer"),
+        (lambda s: s["train"][0].__setitem__(1, float("inf")), "is not a split file"),
+        (lambda s: s["train"][0].__setitem__(1, -1), r"train\.0\.1: .*greater than or equal to 0"),
+        (lambda s: s["train"][0].__setitem__(2, " "), r"is not a split file.*train\.0\.2"),
+        (lambda s: s["train"][0].__setitem__(0, "a\0b"), r"is not a split file.*train\.0\.0"),
         (lambda s: s["train"].append(["only a path"]), "is not a split file"),
         (lambda s: s["train"][0].__setitem__(0, "../../etc/passwd"), "lies outside"),
         (lambda s: s["train"][0].__setitem__(0, "images/0/gone.png"), "is not in"),
@@ -151,6 +159,7 @@ def test_wrong_splits(make_dataset: Any, edit: Any, message: str) -> None:
     [
         ({"cat": (0, 0, 0)}, "has 1 class; classification needs at least two"),
         ({"a cat": (0, 0, 0), "A_Cat": (9, 9, 9)}, "two classes are called 'a cat' and 'A_Cat'"),
+        ({"a cat": (0, 0, 0), "a  cat": (9, 9, 9)}, "two classes are called"),
     ],
 )
 def test_wrong_classes(make_dataset: Any, classes: Any, message: str) -> None:
@@ -164,6 +173,9 @@ def test_wrong_classes(make_dataset: Any, classes: Any, message: str) -> None:
         ({"classes": 7}, "has 5 classes .* but its card says 7"),
         ({"sizes": {"train": 1, "val": 1, "test": 1}}, "but its card says"),
         ({"loader": "nothing"}, "loader 'nothing' that is not in datasets/"),
+        ({"loader": "pocket"}, "names 'pocket', which is no loader"),
+        ({"loader": "__init__"}, "loader: string should match"),
+        ({"loader": "digits", "source": "gone.json"}, "there is no split file"),
         ({"colour": "red"}, "colour: extra inputs are not permitted"),
         ({"template": "no place for the name"}, "template: string should match"),
         ({"source": "gone.zip"}, "expected a zip file or a folder with split.json"),
@@ -172,6 +184,23 @@ def test_wrong_classes(make_dataset: Any, classes: Any, message: str) -> None:
 def test_wrong_cards(make_dataset: Any, card: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         data.load(str(make_dataset(card=card)))
+
+
+@pytest.mark.parametrize("member", ["split.json", "images/1/test0.png"])
+def test_damaged_archive(make_dataset: Any, tmp_path: Path, member: str) -> None:
+    card = make_dataset(card={"source": "all.zip"})
+    archive = card.parent / "all.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in card.parent.rglob("*.*"):
+            if path.suffix in (".png", ".json"):
+                file.write(path, path.relative_to(card.parent))
+        place = file.getinfo(member).header_offset + 30 + len(member)
+    whole = archive.read_bytes()
+    assert len(data.load(str(card)).classnames) == 5
+    archive.write_bytes(whole[: place + 5] + b"\xff" * 8 + whole[place + 13 :])
+    data.load.cache_clear()
+    with pytest.raises(UserError, match=r"all\.zip cannot be unpacked"):
+        data.load(str(card))
 
 
 @pytest.mark.parametrize(("text", "message"), [("[1, 2]", "map field names"), ("a: [", "not valid YAML")])

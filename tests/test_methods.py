@@ -227,6 +227,8 @@ def test_settings_order_and_mistakes() -> None:
         resolve_settings(coop, "base2novel", 16, "icons", None, {"n_ctxx": 4})
     with pytest.raises(UserError, match=r"lr: .*greater than or equal to 0 \(got -1\)"):
         resolve_settings(coop, "base2novel", 16, "icons", None, {"lr": -1})
+    with pytest.raises(UserError, match=r"eps: input should be a finite number \(got inf\)"):
+        resolve_settings(coop, "base2novel", 16, "icons", None, {"eps": float("inf")})
     with pytest.raises(UserError, match="position=front needs n_ctx=4"):
         resolve_settings(coop, "base2novel", 16, "icons", None, {"position": "front", "n_ctx": 2})
     with pytest.raises(UserError, match="fewer words than n_ctx"):

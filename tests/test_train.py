@@ -17,10 +17,19 @@ from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
 from promptbench.frozen import frozen_features
-from promptbench.method import Settings, get_method
-from promptbench.train import CHECKPOINT, Progress, autocast_dtype, create, fit, learning_rate
+from promptbench.method import Batch, Settings, get_method
+from promptbench.train import (
+    CHECKPOINT,
+    Progress,
+    autocast,
+    autocast_dtype,
+    create,
+    fit,
+    learning_rate,
+    make_optimizer,
+)
 from promptbench.trials import Evaluation
-from promptbench.views import Views
+from promptbench.views import Views, epoch_order
 from tests import plain
 
 
@@ -42,6 +51,97 @@ def trained(clip: FrozenCLIP, dataset: data.Dataset, name: str, **settings: Any)
     full |= dict.fromkeys({"depth_text", "depth_vision"} & kind.Settings.model_fields.keys(), 3)
     method = create(kind, clip, kind.Settings(**full), classes, seed=1)
     return method, fit(method, dataset, dataset.few_shot(4, 1, "base"), classes, seed=1)
+
+
+@pytest.mark.parametrize("name", ["coop", "mmlop"])
+def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str) -> None:
+    """Two epochs against a loop written out here: batches, views, labels, frozen features, rate, decay."""
+    dataset = data.load(str(make_dataset(card={"flip": False})))
+    kind, classes = get_method(name), dataset.classes("base")
+    changes: dict[str, Any] = {"epochs": 2, "lr": 0.03, "batch_size": 4, "weight_decay": 0.1, "crop_min": 0.4}
+    settings = kind.Settings(**(changes | ({"depth": 2} if name == "mmlop" else {})))
+    items = dataset.few_shot(4, 7, "base")
+    ours = create(kind, clip, settings, classes, seed=7)
+    fit(ours, dataset, items, classes, seed=7)
+
+    expected = create(kind, clip, settings, classes, seed=7)
+    views = Views(**clip.preprocess, crop_min=0.4, flip=False)
+    parameters = list(expected.parameters())
+    speed = [torch.zeros_like(p) for p in parameters]
+    for epoch, lr in enumerate((1e-5, 0.03)):
+        for batch in epoch_order(len(items), 4, 7, epoch):
+            chosen = [items[i] for i in batch]
+            images = torch.stack([views.train(dataset.picture(c.path), 7, epoch, c.path) for c in chosen])
+            labels = torch.tensor([c.label for c in chosen])
+            with torch.no_grad():
+                frozen = clip.image_features(images)
+            loss = expected.loss(Batch(labels, images, frozen), classes)
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for p, v, g in zip(parameters, speed, gradients, strict=True):
+                    v.mul_(0.9).add_(g + 0.1 * p)
+                    p.sub_(lr * v)
+    start = create(kind, clip, settings, classes, seed=7)
+    for a, b, s in zip(ours.parameters(), parameters, start.parameters(), strict=True):
+        # The two loops batch the frozen tower differently; the steep loss magnifies that rounding.
+        assert (a - b).abs().max() < 0.01 * (b - s).abs().max()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimisers(name: Any) -> None:
+    settings = Settings(optimizer=name, lr=0.3, momentum=0.8, weight_decay=0.01, eps=1e-3)
+    optimizer = make_optimizer(settings, [torch.zeros(1, requires_grad=True)])
+    assert type(optimizer).__name__.lower() == name
+    expected = {"lr": 0.3, "weight_decay": 0.01} | ({"momentum": 0.8} if name == "sgd" else {"eps": 1e-3})
+    assert expected.items() <= optimizer.param_groups[0].items()
+
+
+def test_cached_features_know_what_they_depend_on(
+    tiny: torch.nn.Module, clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path
+) -> None:
+    """Other weights, transform, precision, view or pictures are never answered with stored features."""
+    cache = FeatureCache(tmp_path)
+
+    def features(
+        model: torch.nn.Module = tiny,
+        weights: str = "a",
+        precision: str = "fp32",
+        draw: tuple[int, int] | None = (1, 0),
+        n: int = 20,
+        **views: Any,
+    ) -> torch.Tensor:
+        frozen = FrozenCLIP(model, clip.shape, fingerprint=weights, cache=cache)
+        with autocast(frozen.device, precision):
+            return frozen_features(
+                frozen, colours, colours.items("train")[:n], Views(**clip.preprocess, **views), draw
+            )
+
+    first = features()
+    assert torch.equal(first, features())
+    others = [
+        features(model=plain.tiny_model(seed=9), weights="b"),
+        features(precision="bf16"),
+        features(draw=(1, 1)),
+        features(draw=(2, 0)),
+        features(draw=None),
+        features(crop_min=0.9),
+        features(flip=False),
+    ]
+    assert [torch.equal(first, other) for other in others] == [False] * len(others)
+    assert len(features(n=4)) == 4
+    assert len(list(tmp_path.glob("*.safetensors"))) == 9
+
+
+def test_evaluation_is_in_testing_mode(clip: FrozenCLIP, colours: data.Dataset) -> None:
+    kind = get_method("mmlop")
+    settings = kind.Settings(**{"depth": 2, "drift": "test"})
+    method = create(kind, clip, settings, colours.classes(), seed=1).train()
+    corrected = []
+    text_features = method.text_features
+    method.text_features = lambda classes: corrected.append(text_features(classes)) or corrected[-1]  # type: ignore
+    evaluate(method, colours, Evaluation(dataset="colours", classes="all"))
+    assert torch.equal(corrected[0], method.eval().text_features(colours.classes()))
+    assert not torch.allclose(corrected[0], method.train().text_features(colours.classes()), atol=1e-4)
 
 
 def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) -> None:
