@@ -83,6 +83,8 @@ def test_halves(colours: data.Dataset) -> None:
     everything = colours.few_shot(2, 1, "all")
     base = colours.few_shot(2, 1, "base")
     assert [item.path for item in base] == [item.path for item in everything if item.label < 3]
+    novel_shots = colours.few_shot(2, 1, "novel")
+    assert [item.path for item in novel_shots] == [item.path for item in everything if item.label >= 3]
 
 
 @pytest.mark.parametrize(("name", "classes"), [("icons", 58), ("kinds", 47), ("digits", 10)])
