@@ -5,7 +5,8 @@ import platform
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import promptbench
 from promptbench.errors import UserError
 from promptbench.files import hash_file, hash_value
+from promptbench.weights import Shape
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
 
@@ -97,6 +99,22 @@ def default_device() -> torch.device:
         raise UserError(
             f"PROMPTBENCH_DEVICE={name} names no device of this machine; use cpu, cuda or cuda:N."
         ) from None
+
+
+@contextmanager
+def suitable_threads(device: torch.device, shape: Shape) -> Iterator[None]:
+    """One thread while a very small backbone runs on the CPU.
+
+    There a second thread gains nothing and loses much as soon as another program wants its core; and one
+    thread gives the same bits whatever the machine's number of cores. Larger backbones use all threads.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and shape.vision_width <= 256:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_count() -> int:

@@ -69,7 +69,8 @@ def execute(
         try:
             if key not in clips:
                 clips[key] = FrozenCLIP.load(*key, device=device, cache=cache)
-            record = run_trial(trial, datasets, clips[key], folder, reporter, workers, fresh=force)
+            with environment.suitable_threads(device, clips[key].shape):
+                record = run_trial(trial, datasets, clips[key], folder, reporter, workers, fresh=force)
         except UserError as error:
             outcome.failures.append((trial, error))
             reporter.fail(trial, error)

@@ -14,6 +14,7 @@ import torch
 from promptbench import data
 from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
+from promptbench.environment import suitable_threads
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
 from promptbench.frozen import frozen_features
@@ -30,6 +31,7 @@ from promptbench.train import (
 )
 from promptbench.trials import Evaluation
 from promptbench.views import Views, epoch_order
+from promptbench.weights import backbone_shape
 from tests import plain
 
 
@@ -271,3 +273,15 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
         assert run["before"] == [False] * len(run["before"]), f"{name}: a killed run left a record"
         assert run["files"] == straight["files"], name
         assert run["content"] == straight["content"], name
+
+
+def test_a_small_backbone_runs_on_one_thread(clip: FrozenCLIP) -> None:
+    torch.set_num_threads(2)
+    try:
+        with suitable_threads(torch.device("cpu"), clip.shape):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with suitable_threads(torch.device("cpu"), backbone_shape("ViT-B-32")):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
