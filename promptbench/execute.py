@@ -16,7 +16,7 @@ from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
-from promptbench.files import require_writable, write_atomic
+from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.method import get_method, trainable_parameters
 from promptbench.records import RECORD, Record, Seconds, read_record
 from promptbench.train import CHECKPOINT, METRICS, Progress, autocast_dtype, create, fit
@@ -120,7 +120,9 @@ def run_trial(
     evaluated = time.perf_counter() - started
     if counted:
         state = {key: value.cpu().contiguous() for key, value in method.state_dict().items()}
-        write_atomic(folder / PROMPTS, save(state, {"trial": trial.hash, "method": trial.method}))
+        # One key only: safetensors writes several in an order that changes from process to process.
+        metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
+        write_atomic(folder / PROMPTS, save(state, metadata))
     dtype = autocast_dtype(clip.device, trial.precision) or torch.float32
     record = Record(
         hash=trial.hash,

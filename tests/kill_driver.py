@@ -19,12 +19,12 @@ from promptbench.method import get_method
 from promptbench.progress import PlainReporter
 from promptbench.trials import BENCHMARKS, Trial, plan
 
-EPOCHS = 3
+EPOCHS = 2
 
 
 def make_trial(method: str, card: str) -> tuple[Trial, data.Dataset]:
     dataset = data.load(card)
-    overrides = {"mmlop": {"mmlop": {"depth": 3}}}.get(method)
+    overrides = {"mmlop": {"mmlop": {"depth": 3, "anchor": "words"}}}.get(method)
     (trial,) = plan(
         BENCHMARKS["base2novel"],
         [get_method(method)],
@@ -74,15 +74,15 @@ def content(folder: Path) -> dict[str, Any]:
 def main(method: str, card: str, base: str) -> None:
     trial, dataset = make_trial(method, card)
     # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 checkpoint and metrics of epoch 1,
-    # 5-6 and 7-8 those of epochs 2 and 3, 9 the prompts, 10 the record.
+    # 5 and 6 those of epoch 2, 7 the prompts, 8 the record.
     scenarios: dict[str, Sequence[int | None]] = {
         "straight": [None],
         "config": [2, None],
         "first checkpoint": [3, None],
         "metrics": [4, None],
         "twice": [5, 3, None],
-        "prompts": [9, None],
-        "record": [10, None],
+        "prompts": [7, None],
+        "record": [8, None],
     }
     report = {}
     for i, (name, deaths) in enumerate(scenarios.items()):

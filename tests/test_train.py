@@ -17,8 +17,10 @@ from promptbench.clip import FrozenCLIP
 from promptbench.environment import suitable_threads
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
+from promptbench.execute import execute
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, Settings, get_method
+from promptbench.progress import PlainReporter
 from promptbench.train import (
     CHECKPOINT,
     Progress,
@@ -32,7 +34,7 @@ from promptbench.train import (
 from promptbench.trials import Evaluation
 from promptbench.views import Views, epoch_order
 from promptbench.weights import backbone_shape
-from tests import plain
+from tests import kill_driver, plain
 
 
 def test_schedule_of_maple() -> None:
@@ -273,6 +275,11 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
         assert run["before"] == [False] * len(run["before"]), f"{name}: a killed run left a record"
         assert run["files"] == straight["files"], name
         assert run["content"] == straight["content"], name
+
+    # And in a process that is no fork of the same one.
+    trial, dataset = kill_driver.make_trial(method, card)
+    execute([trial], {dataset.name: dataset}, tmp_path / "here", PlainReporter())
+    assert kill_driver.content(trial.folder(tmp_path / "here")) == straight["content"]
 
 
 def test_a_small_backbone_runs_on_one_thread(clip: FrozenCLIP) -> None:
