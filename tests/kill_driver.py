@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import open_clip  # noqa: F401  # imported before the forks, which would each import it again
+
 from promptbench import data, files
 from promptbench.execute import execute, saved_files
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter
+from promptbench.tokens import encode
 from promptbench.trials import BENCHMARKS, Trial, plan
 
 EPOCHS = 2
@@ -73,6 +76,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 def main(method: str, card: str, base: str) -> None:
     trial, dataset = make_trial(method, card)
+    encode("the tokenizer's tables are read once, too")
     # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 checkpoint and metrics of epoch 1,
     # 5 and 6 those of epoch 2, 7 the prompts, 8 the record.
     scenarios: dict[str, Sequence[int | None]] = {
