@@ -139,7 +139,7 @@ def run(
     device = environment.default_device()
     if workers is None:
         workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
-    with make_reporter(len(trials)) as reporter, _interruptible(trials, out):
+    with make_reporter(trials) as reporter, _interruptible(trials, out):
         outcome = execute(
             trials, datasets, out, reporter, force, device, workers, FeatureCache(default_folder())
         )

@@ -4,6 +4,7 @@ All of it goes to standard error; standard output holds results only.
 """
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -49,9 +50,9 @@ class PlainReporter:
 
 
 class RichReporter(PlainReporter):
-    """Two bars: trials, and epochs of the current one."""
+    """Two bars: the epochs of all trials, and those of the current one, with the time left."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, trials: Sequence[Trial]) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -59,13 +60,16 @@ class RichReporter(PlainReporter):
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
+            progress.TextColumn("epochs"),
             progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
-        self.trials = self.bars.add_task("trials", total=total)
-        self.epochs = self.bars.add_task("", total=None, visible=False)
+        self.before = 0  # epochs of the trials that are over
+        self.all = self.bars.add_task("all trials", total=sum(map(_epochs, trials)))
+        self.one = self.bars.add_task("", total=None, visible=False)
 
     def __enter__(self) -> "RichReporter":
         self.bars.start()
@@ -78,22 +82,31 @@ class RichReporter(PlainReporter):
         self.bars.console.print(line, markup=False, highlight=False)
 
     def start(self, trial: Trial, number: int, total: int) -> None:
-        self.bars.reset(self.epochs, description=trial.label, visible=True, total=trial.settings["epochs"])
+        self.bars.update(self.all, description=f"trial {number} of {total}")
+        self.bars.reset(self.one, description=trial.label, visible=True, total=_epochs(trial))
 
     def epoch(self, progress: Progress, epochs: int) -> None:
-        label = f"loss {progress.history[-1]['loss']:.3f}"
-        self.bars.update(self.epochs, completed=progress.epoch, total=epochs)
-        self.bars.update(self.trials, description=f"trials, {label}")
+        self.bars.update(self.one, completed=progress.epoch)
+        self.bars.update(self.all, completed=self.before + progress.epoch)
 
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
-        self.bars.advance(self.trials)
+        self._over(trial)
         super().finish(trial, record, skipped)
 
     def fail(self, trial: Trial, error: UserError) -> None:
-        self.bars.advance(self.trials)
+        self._over(trial)
         super().fail(trial, error)
 
+    def _over(self, trial: Trial) -> None:
+        self.before += _epochs(trial)
+        self.bars.update(self.all, completed=self.before)
 
-def make_reporter(total: int) -> PlainReporter:
+
+def _epochs(trial: Trial) -> int:
+    """Epochs of a trial as a measure of work, at least 1: what trains nothing is still evaluated."""
+    return max(1, trial.settings["epochs"])
+
+
+def make_reporter(trials: Sequence[Trial]) -> PlainReporter:
     """Bars if standard error is a terminal, lines otherwise."""
-    return RichReporter(total) if sys.stderr.isatty() else PlainReporter()
+    return RichReporter(trials) if sys.stderr.isatty() else PlainReporter()
