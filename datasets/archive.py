@@ -34,18 +34,18 @@ def _folder(root: Path) -> tuple[Splits, Pictures, str]:
         raise UserError(f"There is no split.json in {root}; put the split file there.")
     splits, fingerprint = read_splits(split.read_bytes(), str(split))
     inside = root.resolve()
-    files: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, int] = {}
     for item in (item for items in splits.values() for item in items):
         path = (root / item.path).resolve()
         if not path.is_relative_to(inside):
             raise UserError(f"{split} names {item.path!r}, which lies outside {root}; correct the path.")
         if not path.is_file():
             raise UserError(f"{split} names {item.path!r}, which is not in {root}; restore the picture.")
-        found = path.stat()
-        files[item.path] = (found.st_size, found.st_mtime_ns)
+        sizes[item.path] = path.stat().st_size
 
     def picture(path: str) -> bytes:
         return (root / path).read_bytes()
 
-    # Sizes and times stand for the contents, which would take minutes to hash in a large dataset.
-    return splits, picture, hash_value([fingerprint, files])
+    # Sizes stand for the contents, which would take minutes to hash in a large dataset; times would make
+    # a copy of a dataset another one.
+    return splits, picture, hash_value([fingerprint, sizes])

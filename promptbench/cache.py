@@ -16,6 +16,8 @@ from torch import Tensor
 from promptbench.errors import UserError
 from promptbench.files import hash_value, write_atomic
 
+VERSION = 1  # to be raised when the code gives other features under an unchanged key
+
 
 def default_folder() -> Path:
     """``PROMPTBENCH_CACHE``, or promptbench's folder in the user's cache directory."""
@@ -35,7 +37,7 @@ class FeatureCache:
         """
         if self.folder is None:
             return compute().cpu()
-        path = self.folder / f"{hash_value(key)}.safetensors"
+        path = self.folder / f"{hash_value([VERSION, key])}.safetensors"
         if (found := _read(path)) is not None:
             return found
         tensor = compute().cpu().contiguous()

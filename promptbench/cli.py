@@ -108,10 +108,12 @@ def run(
     from promptbench.cache import FeatureCache, default_folder
     from promptbench.execute import execute
     from promptbench.progress import make_reporter
+    from promptbench.train import resolve_precision
     from promptbench.trials import get_benchmark, plan
 
     _one_of("--split", split, ("train", "val", "test"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    device = environment.default_device()
     kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
     chosen = get_benchmark(benchmark)
     datasets: dict[str, data.Dataset] = {}
@@ -131,12 +133,11 @@ def run(
         limit=limit,
         backbone=backbone,
         pretrained=pretrained,
-        precision=precision,  # type: ignore[arg-type]
+        precision=resolve_precision(device, precision),
     )
     if dry_run:
         _show_plan(trials, out)
         return
-    device = environment.default_device()
     if workers is None:
         workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
     with make_reporter(trials) as reporter, _interruptible(trials, out):

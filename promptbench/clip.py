@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from promptbench import weights
 from promptbench.cache import FeatureCache
+from promptbench.files import hash_value
 from promptbench.tokens import Position, Row, TextLayout, encode, prompt_rows, template_rows
 
 _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
@@ -53,7 +54,7 @@ class FrozenCLIP:
     """The frozen backbone. Not an nn.Module, so no method can save or train it by accident.
 
     ``shape`` gives its sizes, ``scale`` the logit scale exp(s) [], ``preprocess`` size, mean and std of
-    its pictures, ``fingerprint`` the hash of its weights file.
+    its pictures, ``fingerprint`` the hash of its weights file, ``architecture`` that of its configuration.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class FrozenCLIP:
         shape: weights.Shape,
         preprocess: dict[str, Any] | None = None,
         fingerprint: str = "",
+        architecture: str = "",
         device: torch.device | str = "cpu",
         cache: FeatureCache | None = None,
     ) -> None:
@@ -69,7 +71,7 @@ class FrozenCLIP:
         self.model.to(device).eval().requires_grad_(False)
         self.shape = shape
         self.preprocess = preprocess or {"size": shape.image_size, "mean": weights._MEAN, "std": weights._STD}
-        self.fingerprint = fingerprint
+        self.fingerprint, self.architecture = fingerprint, architecture
         self.device = torch.device(device)
         self.scale: Tensor = model.get_parameter("logit_scale").exp()
         self.reference = False
@@ -93,6 +95,7 @@ class FrozenCLIP:
             weights.shape_of(config),
             weights.preprocessing(name, pretrained),
             fingerprint,
+            hash_value(config),
             device,
             cache,
         )
@@ -177,7 +180,7 @@ class FrozenCLIP:
         """
         parts = {"classes": classes.names, "templates": tuple(templates), "normalise_each": normalise_each}
         key = {"what": "text", **self.identity(), **parts}
-        memo = tuple(parts.values())
+        memo = tuple(key.values())
         if memo not in self._frozen:
             features = self.cache.get(key, lambda: self._ensemble(classes, templates, normalise_each))
             self._frozen[memo] = features.to(self.device)
@@ -201,8 +204,13 @@ class FrozenCLIP:
         """What frozen features depend on besides their input: the key of every cache."""
         kind = self.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        path = {"reference": True} if self.reference else {}
-        return {"weights": self.fingerprint, "device": kind, "precision": str(precision), **path}
+        return {
+            "weights": self.fingerprint,
+            "architecture": self.architecture,
+            "device": kind,
+            "precision": str(precision),
+            "reference": self.reference,
+        }
 
     # ------------------------------------------------------------------ vision
 

@@ -1,7 +1,7 @@
 """Datasets: cards, splits, the field's few-shot draw and its base/novel halves.
 
 A dataset is a card (YAML) in ``datasets/`` and a loader, a module of ``promptbench.datasets`` with
-``load(card, folder) -> (splits, pictures)``. Adding one edits nothing else.
+``load(card, folder) -> (splits, pictures, fingerprint)``. Adding one edits nothing else.
 """
 
 import importlib
@@ -64,7 +64,7 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, labels, class names and splits. ``fingerprint`` identifies splits and source."""
+    """Pictures, labels, class names and splits. ``fingerprint`` identifies splits, pictures and wording."""
 
     card: Card
     classnames: tuple[str, ...]
@@ -225,7 +225,8 @@ def load(name: str) -> Dataset:
     if not hasattr(loader, "load"):
         raise UserError(f"The card of {card.name} names {card.loader!r}, which is no loader; correct it.")
     splits, pictures, fingerprint = loader.load(card, folder)
-    return Dataset(card, _classnames(card, splits), splits, pictures, fingerprint)
+    identity = hash_value([fingerprint, card.template, card.flip])  # all that a result depends on
+    return Dataset(card, _classnames(card, splits), splits, pictures, identity)
 
 
 class _SplitFile(BaseModel):

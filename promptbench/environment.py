@@ -22,13 +22,12 @@ from promptbench.weights import Shape
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
 
 
-def describe(device: torch.device, precision: str) -> dict[str, Any]:
-    """Device, precision, threads, platform, commit and package versions, as plain values."""
+def describe(device: torch.device) -> dict[str, Any]:
+    """Device, threads, platform, commit and package versions, as plain values."""
     cuda = device.type == "cuda"
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
-        "precision": precision,
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

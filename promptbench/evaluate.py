@@ -7,7 +7,7 @@ from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
 from promptbench.records import Counts
 from promptbench.train import autocast
-from promptbench.trials import Evaluation
+from promptbench.trials import Evaluation, Precision
 from promptbench.views import Views, load_batches
 
 
@@ -18,7 +18,7 @@ def evaluate(
     evaluation: Evaluation,
     split: Split = "test",
     limit: int | None = None,
-    precision: str = "auto",
+    precision: Precision = "fp32",
     workers: int = 0,
 ) -> Counts:
     """Count correct answers among the classes of ``evaluation`` only (novel never competes with base).

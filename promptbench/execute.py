@@ -19,7 +19,7 @@ from promptbench.evaluate import evaluate
 from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.method import get_method, trainable_parameters
 from promptbench.records import RECORD, Record, Seconds, read_record
-from promptbench.train import CHECKPOINT, METRICS, Progress, autocast_dtype, create, fit
+from promptbench.train import CHECKPOINT, METRICS, Progress, create, fit
 from promptbench.trials import Trial
 
 PROMPTS = "prompts.safetensors"
@@ -123,7 +123,6 @@ def run_trial(
         # One key only: safetensors writes several in an order that changes from process to process.
         metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
         write_atomic(folder / PROMPTS, save(state, metadata))
-    dtype = autocast_dtype(clip.device, trial.precision) or torch.float32
     record = Record(
         hash=trial.hash,
         trial=trial,
@@ -134,7 +133,7 @@ def run_trial(
         hashes={"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()},
         seconds=Seconds(train=progress.train_seconds, frozen=progress.frozen_seconds, evaluate=evaluated),
         peak_memory_bytes=memory.bytes(),
-        environment=environment.describe(clip.device, str(dtype).removeprefix("torch.")),
+        environment=environment.describe(clip.device),
     )
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

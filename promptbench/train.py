@@ -23,6 +23,7 @@ from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, Method, Settings
+from promptbench.trials import Precision
 from promptbench.views import Views, epoch_order, load_batches
 
 CHECKPOINT = "checkpoint.pt"
@@ -63,20 +64,22 @@ def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.op
     return kind(parameters, lr, eps=settings.eps, weight_decay=decay)
 
 
-def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """The dtype of the frozen towers' arithmetic, None for fp32; prompts stay fp32 in any case.
+def resolve_precision(device: torch.device, precision: str) -> Precision:
+    """The arithmetic of the frozen towers; prompts stay fp32 in any case.
 
-    "auto": fp32 on a CPU; on CUDA bf16, or fp16 (with loss scaling) where bf16 is missing.
+    "auto": fp32 on a CPU; on CUDA bf16, or fp16 (with loss scaling) where the hardware has no bf16.
     """
-    if precision == "auto" and device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if precision != "auto":
+        return precision  # type: ignore[return-value]
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The autocast context for `autocast_dtype`."""
-    dtype = autocast_dtype(device, precision)
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The autocast context of a precision."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
@@ -96,7 +99,7 @@ def fit(
     classes: Classes,
     seed: int,
     folder: Path | None = None,
-    precision: str = "auto",
+    precision: Precision = "fp32",
     workers: int = 0,
     report: Report = lambda progress, epochs: None,
 ) -> Progress:
@@ -109,9 +112,7 @@ def fit(
     if not parameters or not settings.epochs:
         return Progress()
     optimizer = make_optimizer(settings, parameters)
-    scaler = torch.amp.GradScaler(
-        clip.device.type, enabled=autocast_dtype(clip.device, precision) == torch.float16
-    )
+    scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
     views = Views(**clip.preprocess, crop_min=settings.crop_min, flip=dataset.card.flip)
     labels = torch.tensor([item.label for item in items], device=clip.device)
     progress = _resume(folder, method, optimizer, scaler)
@@ -193,7 +194,8 @@ def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimize
         state = torch.load(folder / CHECKPOINT, map_location=method.clip.device, weights_only=True)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         return Progress(**state["progress"])
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         (folder / CHECKPOINT).unlink(missing_ok=True)

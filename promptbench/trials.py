@@ -16,9 +16,9 @@ from promptbench import weights
 from promptbench.data import Dataset, Half, Split
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
-from promptbench.method import Method, resolve_settings
+from promptbench.method import Method, Settings, resolve_settings
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Evaluation(BaseModel):
@@ -55,7 +55,7 @@ class Trial(BaseModel):
     backbone: str = weights.POCKET
     pretrained: str | None = None
     weights: str = ""
-    precision: Precision = "auto"
+    precision: Precision = "fp32"
     variant: str = ""
 
     @cached_property
@@ -143,7 +143,7 @@ def plan(
     limit: int | None = None,
     backbone: str = weights.POCKET,
     pretrained: str | None = None,
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
 ) -> list[Trial]:
     """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
 
@@ -170,6 +170,8 @@ def plan(
             dataset.few_shot(count, 1, "all")  # refuses more shots than a class holds
     for method in methods:
         mine = dict((overrides or {}).get(method.name, {}))
+        if not method.trains:  # how others are optimised does not make it another trial
+            mine = {key: value for key, value in mine.items() if key not in Settings.model_fields}
         if epochs is not None and method.trains:
             mine.setdefault("epochs", epochs)
         tuned = tuned_settings(backbone, method.name)

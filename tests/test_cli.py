@@ -88,7 +88,7 @@ def test_run_compare_show(make_dataset: Any, tmp_path: Path, capsys: pytest.Capt
         assert classes["base"]["total"] == 9
         assert classes["novel"]["total"] == 6
         assert record["environment"]["device"] == "cpu"
-        assert record["environment"]["precision"] == "float32"
+        assert record["trial"]["precision"] == "fp32"
         assert set(record["hashes"]) == {"weights", "data", "code"}
     folder = next(out.rglob("mmlop/**/record.json")).parent
     assert {p.name for p in folder.iterdir()} == {

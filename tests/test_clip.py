@@ -135,3 +135,12 @@ def test_deep_prompts_need_a_shared_prefix(clip: FrozenCLIP) -> None:
         clip.text_features(layout, prompts.text)
     with pytest.raises(ValueError, match="4 context tokens"):
         clip.text_features(layout, random_prompts(clip, 2, 0, 1, 1).text)
+
+
+def test_frozen_text_remembers_how_it_was_computed(clip: FrozenCLIP) -> None:
+    exact = clip.frozen_text(NAMES, ("a {}.",))
+    assert clip.frozen_text(NAMES, ("a {}.",)) is exact
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = clip.frozen_text(NAMES, ("a {}.",))
+    assert not torch.equal(exact, rough)
+    assert clip.frozen_text(NAMES, ("a {}.",)) is exact

@@ -301,3 +301,14 @@ def test_worker_processes_change_nothing(colours: data.Dataset) -> None:
     )
     assert len(alone) == len(helped) == 5
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_fingerprint_covers_what_results_depend_on(make_dataset: Any) -> None:
+    def fingerprint(**card: Any) -> str:
+        data.load.cache_clear()
+        return data.load(str(make_dataset(card=card))).fingerprint
+
+    first = fingerprint()
+    assert fingerprint(description="other words") == first
+    assert fingerprint(template="art of the {}.") != first
+    assert fingerprint(flip=False) != first

@@ -25,13 +25,13 @@ from promptbench.train import (
     CHECKPOINT,
     Progress,
     autocast,
-    autocast_dtype,
     create,
     fit,
     learning_rate,
     make_optimizer,
+    resolve_precision,
 )
-from promptbench.trials import Evaluation
+from promptbench.trials import Evaluation, Precision
 from promptbench.views import Views, epoch_order
 from promptbench.weights import backbone_shape
 from tests import kill_driver, plain
@@ -109,12 +109,13 @@ def test_cached_features_know_what_they_depend_on(
     def features(
         model: torch.nn.Module = tiny,
         weights: str = "a",
-        precision: str = "fp32",
+        architecture: str = "x",
+        precision: Precision = "fp32",
         draw: tuple[int, int] | None = (1, 0),
         n: int = 20,
         **views: Any,
     ) -> torch.Tensor:
-        frozen = FrozenCLIP(model, clip.shape, fingerprint=weights, cache=cache)
+        frozen = FrozenCLIP(model, clip.shape, None, weights, architecture, cache=cache)
         with autocast(frozen.device, precision):
             return frozen_features(
                 frozen, colours, colours.items("train")[:n], Views(**clip.preprocess, **views), draw
@@ -124,6 +125,7 @@ def test_cached_features_know_what_they_depend_on(
     assert torch.equal(first, features())
     others = [
         features(model=plain.tiny_model(seed=9), weights="b"),
+        features(model=plain.tiny_model(quick_gelu=False), architecture="plain GELU"),
         features(precision="bf16"),
         features(draw=(1, 1)),
         features(draw=(2, 0)),
@@ -133,7 +135,7 @@ def test_cached_features_know_what_they_depend_on(
     ]
     assert [torch.equal(first, other) for other in others] == [False] * len(others)
     assert len(features(n=4)) == 4
-    assert len(list(tmp_path.glob("*.safetensors"))) == 9
+    assert len(list(tmp_path.glob("*.safetensors"))) == 10
 
 
 def test_evaluation_is_in_testing_mode(clip: FrozenCLIP, colours: data.Dataset) -> None:
@@ -201,13 +203,23 @@ def test_loss_that_is_not_a_number(clip: FrozenCLIP, colours: data.Dataset, tmp_
         trained(clip, colours, "ivlp", lr=1e38, weight_decay=1e3)
 
 
-def test_precisions() -> None:
-    cpu = torch.device("cpu")
-    assert autocast_dtype(cpu, "auto") is None
-    assert autocast_dtype(cpu, "fp32") is None
-    assert autocast_dtype(cpu, "bf16") == torch.bfloat16
-    assert autocast_dtype(torch.device("cuda"), "fp16") == torch.float16
-    assert autocast_dtype(torch.device("cuda"), "fp32") is None
+def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_precision(cpu, "auto") == "fp32"
+    assert resolve_precision(cuda, "fp32") == "fp32"
+    for native, expected in ((True, "bf16"), (False, "fp16")):
+        # Emulated bf16 does not count: it is slower than fp32.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)  # noqa: B023
+        assert resolve_precision(cuda, "auto") == expected
+    x = torch.ones(4, 4)
+    expected_dtypes: dict[Precision, torch.dtype] = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+    }
+    for precision, dtype in expected_dtypes.items():
+        with autocast(cpu, precision):
+            assert (x @ x).dtype == dtype
 
 
 def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
