@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)
+	rm -rf $(DEMO)
 	$(BIN)/promptbench run zeroshot coop ivlp maple mmlop --benchmark base2novel --dataset icons --seeds 1 --out $(DEMO)
 	$(BIN)/promptbench compare --out $(DEMO) --plot tradeoff
 

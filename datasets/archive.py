@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 from promptbench.data import Card, Pictures, Splits, read_splits
@@ -43,9 +44,11 @@ def _folder(root: Path) -> tuple[Splits, Pictures, str]:
             raise UserError(f"{split} names {item.path!r}, which is not in {root}; restore the picture.")
         sizes[item.path] = path.stat().st_size
 
-    def picture(path: str) -> bytes:
-        return (root / path).read_bytes()
-
     # Sizes stand for the contents, which would take minutes to hash in a large dataset; times would make
     # a copy of a dataset another one.
-    return splits, picture, hash_value([fingerprint, sizes])
+    return splits, partial(_read, root), hash_value([fingerprint, sizes])
+
+
+def _read(root: Path, path: str) -> bytes:
+    # Not a closure: worker processes that are not forked must be able to unpickle it.
+    return (root / path).read_bytes()

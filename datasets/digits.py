@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 grey levels, as dark ink on white."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +22,8 @@ def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
         raise UserError(f"{card.name}: there is no split file {source}.")
     splits, fingerprint = read_splits(source.read_bytes(), str(source))
 
-    def picture(path: str) -> Image.Image:
-        return Image.fromarray((255 - scans[int(path)] * (255 / 16)).round().astype(np.uint8))
+    return splits, partial(_picture, scans), hash_value([fingerprint, "scikit-learn digits, ink on white"])
 
-    return splits, picture, hash_value([fingerprint, "scikit-learn digits, ink on white"])
+
+def _picture(scans: Any, path: str) -> Image.Image:
+    return Image.fromarray((255 - scans[int(path)] * (255 / 16)).round().astype(np.uint8))

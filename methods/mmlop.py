@@ -4,12 +4,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
 from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
 from promptbench.templates import GENERIC_60
+from promptbench.tokens import uses_words
 from promptbench.weights import Shape
 
 
@@ -29,6 +30,12 @@ class MMLoPSettings(PromptSettings):
     anchor: Literal["templates", "words"] = Field("templates", description="60 templates or ctx_init")
     init: Literal["matched", "small", "words"] = "matched"
     residual: bool = Field(False, description="layer 1 text prompt = word embeddings + U V_t, V_t from 0")
+
+    @model_validator(mode="after")
+    def _words_are_used(self) -> "MMLoPSettings":
+        if (self.init == "words" or self.residual) and not uses_words(self.ctx_init, self.n_ctx):
+            raise ValueError("init=words and residual need n_ctx tokens of words in ctx_init")
+        return self
 
 
 class MMLoP(Method):
@@ -52,7 +59,8 @@ class MMLoP(Method):
                    ``small``: U, V ~ N(0, 0.02); ``words``: layer 1 text prompt = best rank-r fit of the
                    words' embeddings, U scaled to unit mean square, the rest as ``matched``
       settings     SGD 0.0025, batch 4; depth 9 and 30 epochs for base2novel, 50 for fewshot; depth 3 and
-                   30 epochs for crossdataset and domain
+                   30 epochs for crossdataset and domain; PromptSRC's aggregation of epochs is left out, the
+                   paper's chain of additions has none
     """
 
     name = "mmlop"

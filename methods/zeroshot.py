@@ -32,7 +32,8 @@ class ZeroShot(Method):
 
     ``templates=ensemble`` is ZeroshotCLIP2: the mean of the normalised features of seven generic
     templates and the dataset's own, normalised again. The official class keeps appending to one list, so
-    a second dataset in the same process sees the first one's template; here it does not.
+    a second dataset in the same process sees the first one's template; here it does not. It also leaves
+    out ImageNet's own template, here added like any other.
     """
 
     name = "zeroshot"

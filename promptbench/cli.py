@@ -80,7 +80,7 @@ def run(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of every method, or METHOD.KEY=VALUE of one; may be repeated.",
+            help="A setting of every method that has it, or METHOD.KEY=VALUE of one; may be repeated.",
         ),
     ] = None,
     backbone: Annotated[str, typer.Option(help="See `promptbench ls backbones`.")] = "pocket",
@@ -274,10 +274,11 @@ def _numbers(option: str, text: str, least: int = 0, most: int = 2**31 - 1) -> l
 
 
 def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``["rank=2", "coop.lr=0.1"]`` -> settings by method name."""
+    """``["rank=2", "coop.lr=0.1"]`` -> settings by method name; a key alone goes to all that know it."""
     import yaml
 
     from promptbench.errors import unknown
+    from promptbench.method import get_method
 
     found: dict[str, dict[str, Any]] = {name: {} for name in methods}
     for pair in pairs:
@@ -291,8 +292,17 @@ def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
         target, dot, name = key.partition(".")
         if dot and target not in found:
             raise unknown("method in --set", target, found)
-        for method in [target] if dot else methods:
-            found[method][name if dot else key] = value
+        if dot:
+            found[target][name] = value
+            continue
+        known = {method: get_method(method).Settings.model_fields for method in methods}
+        if not any(key in fields for fields in known.values()):
+            raise unknown(
+                f"setting of {', '.join(methods)}", key, {f for fields in known.values() for f in fields}
+            )
+        for method in methods:
+            if key in known[method]:
+                found[method][key] = value
     return found
 
 

@@ -5,7 +5,7 @@ of the datasets' HMs is given beside it, labelled. A method that lacks a dataset
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,15 +51,20 @@ def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per record and evaluation: method, dataset, classes, shots, seed, accuracy (percent), costs.
 
-    Raises UserError if two records answer the same question with different settings.
+    Raises UserError if two records answer the same question with different settings, or if records were
+    made with different weights or different versions of a dataset.
     """
+    _require_same("weights", {(r.trial.backbone, r.trial.weights) for r in records})
+    _require_same("data", {(r.trial.dataset, r.trial.data) for r in records})
+    mixed = len({r.trial.precision for r in records}) > 1
     rows = []
     for record in records:
         trial = record.trial
         for counts in record.evaluations:
+            changed = " ".join(filter(None, (trial.variant, trial.precision if mixed else "")))
             rows.append(
                 {
-                    "method": f"{trial.method} ({trial.variant})" if trial.variant else trial.method,
+                    "method": f"{trial.method} ({changed})" if changed else trial.method,
                     "dataset": counts.dataset,
                     "classes": counts.classes,
                     "shots": trial.shots,
@@ -82,6 +87,17 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             "different settings; delete one of the folders or keep them in apart --out folders."
         )
     return table
+
+
+def _require_same(what: str, pairs: Collection[tuple[str, str]]) -> None:
+    """Raise UserError if a backbone comes with two weights, or a dataset in two versions."""
+    names = [name for name, _ in pairs]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise UserError(
+            f"The records of {double[0]} were made with different {what} and cannot be compared; keep them "
+            "in apart --out folders or delete the old ones."
+        )
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,19 +153,19 @@ def _average(
     n_datasets: int,
     mine: pd.DataFrame,
 ) -> dict[str, Any]:
-    """The average over datasets, all missing if a dataset is; std of the seeds' own averages."""
+    """The average over datasets of the seeds that all of them have; missing if a dataset or every seed is.
+
+    Mean over seeds and datasets, std of the seeds' own averages.
+    """
     sizes = mine["parameters"].unique()
     row: dict[str, Any] = {"parameters": int(sizes.max()), "seeds": 0}
-    if len(per_dataset) < n_datasets:
+    seeds = sorted(set.intersection(*(set(cell.index) for _, cell in per_dataset)))
+    if len(per_dataset) < n_datasets or not seeds:
         return row
-    seeds = set.intersection(*(set(cell.index) for _, cell in per_dataset))
-    by_seed = sum(cell.loc[sorted(seeds)] for _, cell in per_dataset) / n_datasets
-    row |= _row(by_seed, spaces)  # type: ignore[arg-type]
-    for space in spaces:
-        row[space] = sum(r[space] for r, _ in per_dataset) / n_datasets
+    cells = [cell.loc[seeds] for _, cell in per_dataset]
+    row |= _row(sum(cells) / n_datasets, spaces)  # type: ignore[arg-type]
     if "hm" in row:
-        row["hm"] = harmonic_mean(row["base"], row["novel"])
-        row["mean_hm"] = sum(r["hm"] for r, _ in per_dataset) / n_datasets
+        row["mean_hm"] = sum(_row(cell, spaces)["hm"] for cell in cells) / n_datasets
     row["seconds"] = mine.groupby("dataset")["seconds"].mean().mean()
     return row
 
@@ -187,7 +203,14 @@ def notes(summary: pd.DataFrame) -> list[str]:
         lines.append(f"Mean of the datasets' HMs, for comparison: {each}.")
     lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
     if len(lacking):
-        lines.append(f"No average for {', '.join(lacking)}: a dataset is missing.")
+        lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")
+    full = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] > 0)]
+    most = summary[summary["dataset"] != AVERAGE].groupby(["method", "shots"])["seeds"].max()
+    fewer = [
+        m for m, k, n in zip(full["method"], full["shots"], full["seeds"], strict=True) if n < most[m, k]
+    ]
+    if fewer:
+        lines.append(f"Average of {', '.join(fewer)}: only over the seeds that all its datasets have.")
     return lines
 
 
@@ -198,14 +221,17 @@ def render(summary: pd.DataFrame, style: Format, title: str = "") -> str:
     if style == "json":
         return summary.to_json(orient="records", indent=1) + "\n"
     if style == "latex":
-        shown = _text(summary, r"$\pm$")
-        shown["method"] = shown["method"].str.replace("_", r"\_", regex=False)
-        return shown.style.hide(axis="index").to_latex(
+        shown = _text(summary, "±")
+        styled = shown.style.hide(axis="index").format(escape="latex")
+        text = styled.to_latex(
             hrules=True, column_format="ll" + "r" * (shown.shape[1] - 2), caption=title or None
         )
+        return text.replace("±", r"$\pm$")
     if style == "md":
         right = ["right"] * (len(_text(summary, "±").columns) - 2)
-        table = _text(summary, "±").to_markdown(index=False, colalign=("left", "left", *right))
+        table = _text(summary, "±").to_markdown(
+            index=False, colalign=("left", "left", *right), disable_numparse=True
+        )
         return table + "\n\n" + " ".join(notes(summary)) + "\n"
     return _terminal(summary, title)
 

@@ -250,7 +250,7 @@ def read_splits(content: bytes, where: str) -> tuple[Splits, str]:
         at = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
             f"{where} is not a split file: it needs train, val and test, each a list of "
-            f"[path, label, class name] ({at}: {first['msg'].lower()})."
+            f"[path, label, class name] ({at}: {first['msg']})."
         ) from None
     splits = {split: [Item(*entry) for entry in getattr(found, split)] for split in ("train", "val", "test")}
     return splits, hash_value(splits)

@@ -26,7 +26,8 @@ def invalid(error: Any, where: str) -> UserError:
     parts = []
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"])
-        what = item["msg"].lower().removeprefix("value error, ")
+        what = item["msg"].removeprefix("Value error, ")
+        what = what[:1].lower() + what[1:]
         if field and item["type"] not in ("missing", "extra_forbidden"):
             what += f" (got {item['input']!r})"
         parts.append(f"{field}: {what}" if field else what)

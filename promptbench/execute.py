@@ -93,8 +93,8 @@ def run_trial(
 
     Raises UserError for whatever the user can put right; nothing is then recorded.
     """
-    for name in (RECORD, CHECKPOINT) if fresh else ():
-        (folder / name).unlink(missing_ok=True)
+    if fresh:  # an old record stays until the new one takes its place
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     memory = environment.PeakMemory(clip.device)
     kind = get_method(trial.method)
     settings = kind.Settings(**trial.settings)

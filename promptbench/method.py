@@ -108,8 +108,8 @@ class Method(nn.Module):
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> None:
         """Refuse settings this backbone cannot serve. Raises UserError."""
-        layers = min(shape.text_layers, shape.vision_layers)
-        for field in ("depth", "depth_text", "depth_vision"):
+        towers = {"depth_text": shape.text_layers, "depth_vision": shape.vision_layers}
+        for field, layers in {"depth": min(towers.values()), **towers}.items():
             depth = getattr(settings, field, 0)
             if depth > layers:
                 raise UserError(

@@ -44,7 +44,9 @@ def load_folder(folder: Path) -> tuple[dict[str, Any], FrozenCLIP]:
     """``cases.json`` and the frozen CLIP of a folder, its sizes read from its arrays. Raises UserError."""
     try:
         cases = json.loads((folder / "cases.json").read_text())
-    except (OSError, ValueError) as error:
+        if not all(isinstance(case, dict) for case in cases["cases"].values()):
+            raise ValueError("cases must map names to settings")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"Cannot read {folder / 'cases.json'} ({error}); give a folder of goldens.") from None
     state = weights.read_weights(folder / "frozen_clip.safetensors")
     width, patches = state["visual.conv1.weight"].shape[0], len(state["visual.positional_embedding"]) - 1
@@ -221,19 +223,24 @@ def run(folder: Path) -> Iterator[tuple[str, str, Differences | None]]:
     cases, clip = load_folder(folder)
     known = {kind.official_name: kind for kind in methods().values() if kind.official_name}
     for path in sorted(folder.glob("zeroshot_*.safetensors")):
-        if path.stem in cases.get("zeroshot_classnames", {}):
-            yield path.stem, "zero-shot", zeroshot_differences(folder, cases, path.stem, clip)
+        if path.stem not in cases.get("zeroshot_classnames", {}):
+            yield path.stem, "zero-shot without class names in cases.json", None
+            continue
+        yield path.stem, "zero-shot", zeroshot_differences(folder, cases, path.stem, clip)
     for path in sorted(folder.glob("lr_schedule*.safetensors")):
         yield path.stem, "schedule", schedule_differences(path)
     for name, case in cases["cases"].items():
-        kind = known.get(case["method"])
+        kind = known.get(case.get("method"))
         if kind is None:
-            yield name, case["method"], None
+            yield name, str(case.get("method")), None
             continue
         try:
             differences = Case(folder, name, case, clip).differences(kind)
         except KeyError as error:
             raise UserError(f"Case {name} lacks {error}; complete the folder.") from None
+        except (ValueError, RuntimeError) as error:  # shapes or settings that do not belong together
+            reason = " ".join(str(error).split())
+            raise UserError(f"Case {name} does not hold together ({reason}); correct the folder.") from None
         yield name, case["method"], differences
 
 
@@ -259,11 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m promptbench.parity", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(arguments).folder
-    failed = compared = 0
+    failed = compared = skipped = 0
     try:
         for name, method, differences in run(folder):
             if differences is None:
                 print(f"{name}: skipped, {method} is not implemented")
+                skipped += 1
                 continue
             print(f"{name} ({method})")
             for key, value in differences.items():
@@ -275,6 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     print(f"{compared} comparisons, {failed} over their tolerance")
+    if not compared + skipped:
+        print("Error: nothing was compared; give a folder with cases of known methods.", file=sys.stderr)
+        return 2
     return 1 if failed else 0
 
 

@@ -85,7 +85,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
     """A method with initial values drawn from ``seed``, on the CLIP's device.
 
-    The global random stream is left as it was.
+    The CPU's global random stream is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -182,8 +182,9 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    write_atomic(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    # The checkpoint last: a run resumed from it never goes back to an epoch whose metrics were lost.
     write_atomic(folder / METRICS, "".join(canonical(row) + "\n" for row in progress.history))
+    write_atomic(folder / CHECKPOINT, lambda file: torch.save(state, file))
 
 
 def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:

@@ -143,7 +143,7 @@ def preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
     """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects."""
     size = backbone_shape(name).image_size
     mean, std = _MEAN, _STD
-    if name != POCKET and pretrained and not Path(pretrained).exists():
+    if name != POCKET and pretrained and not Path(pretrained).is_file():
         import open_clip
 
         tag = open_clip.get_pretrained_cfg(name, pretrained)
@@ -242,6 +242,7 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
+    problems += [f"{key} holds NaN or infinity" for key, value in state.items() if not value.isfinite().all()]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
@@ -269,8 +270,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is not a plain state dict and is not unpickled, since that could run code; save it "
-            "again as safetensors."
+            f"{path} is not a weights file, or holds more than a state dict and is not unpickled, since that "
+            "could run code; get it again or save it as safetensors."
         ) from None
     except Exception as error:
         raise UserError(

@@ -77,13 +77,14 @@ def content(folder: Path) -> dict[str, Any]:
 def main(method: str, card: str, base: str) -> None:
     trial, dataset = make_trial(method, card)
     encode("the tokenizer's tables are read once, too")
-    # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 checkpoint and metrics of epoch 1,
+    # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 metrics and checkpoint of epoch 1,
     # 5 and 6 those of epoch 2, 7 the prompts, 8 the record.
     scenarios: dict[str, Sequence[int | None]] = {
         "straight": [None],
         "config": [2, None],
-        "first checkpoint": [3, None],
-        "metrics": [4, None],
+        "metrics": [3, None],
+        "first checkpoint": [4, None],
+        "last checkpoint": [6, None],
         "twice": [5, 3, None],
         "prompts": [7, None],
         "record": [8, None],

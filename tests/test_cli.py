@@ -133,6 +133,11 @@ def test_fewshot_and_variants(make_dataset: Any, tmp_path: Path, capsys: pytest.
     assert "coop (epochs=1 n_ctx=2)" in shown
     found = records(out)
     assert sorted(r["trial"]["shots"] for r in found) == [0, 1, 2]
+    # A setting goes to the methods that have it; how others train does not change zero-shot.
+    assert call(*common, "--shots", "1", "--set", "n_ctx=2", "--set", "lr=0.1", "--dry-run") == 0
+    assert re.search(
+        r"zeroshot on colours +-* ?.*\n.*coop \(epochs=1 lr=0.1 n_ctx=2\)", capsys.readouterr().out
+    )
     assert all(r["evaluations"][0]["total"] == 5 for r in found)
     assert call("compare", "--benchmark", "fewshot", "--out", str(out)) == 2  # smoke runs are not compared
     assert "No records of fewshot" in capsys.readouterr().err
@@ -295,3 +300,13 @@ def test_finished_work_outlives_a_failure(
     assert len(records(out)) == 2
     assert call("run", "zeroshot", "coop", *arguments(card, out)) == 0
     assert capsys.readouterr().err.count("already done") == 2
+
+
+def test_force_keeps_the_old_record_until_there_is_a_new_one(make_dataset: Any, tmp_path: Path) -> None:
+    card, out = make_dataset(), tmp_path / "out"
+    assert call("run", "ivlp", *arguments(card, out)) == 0  # reads test pictures itself, not from the cache
+    before = records(out)
+    picture = card.parent / "images/0/test0.png"
+    picture.write_bytes(b"x" * picture.stat().st_size)  # the same trial by its fingerprint, but unreadable
+    assert call("run", "ivlp", *arguments(card, out), "--force") == 2
+    assert records(out) == before

@@ -103,8 +103,44 @@ def test_a_missing_dataset_is_never_averaged_over() -> None:
     summary = summarise(frame(RECORDS))
     assert math.isnan(cell(summary, "small", AVERAGE)["hm"])
     text = render(summary, "table")
-    assert "No average for small: a dataset is missing." in text
+    assert "No average for small: a dataset, or a seed common to all, is missing." in text
     assert math.isnan(cell(summary, "zeroshot", "a")["base_std"])  # one run has no spread
+
+
+def test_averages_use_the_seeds_all_datasets_have() -> None:
+    records = [make("m", "a", 1, 100, 100), make("m", "a", 2, 120, 120), make("m", "b", 2, 140, 140)]
+    summary = summarise(frame(records))
+    row = cell(summary, "m", AVERAGE)
+    assert (row["base"], row["seeds"]) == (65.0, 1)  # seed 2 only
+    assert "Average of m: only over the seeds that all its datasets have." in render(summary, "md")
+    apart = summarise(frame([records[0], records[2]]))
+    assert math.isnan(cell(apart, "m", AVERAGE)["base"])
+    assert "a seed common to all, is missing" in render(apart, "md")
+
+
+def test_one_seed_keeps_its_decimals() -> None:
+    text = render(summarise(frame([make("m", "a", 1, 120, 141)])), "md")
+    assert "|  60.00 |   70.50 |" in text or "| 60.00 |   70.50 |" in text
+
+
+@pytest.mark.parametrize("what", ["weights", "data"])
+def test_different_weights_or_data_are_never_mixed(what: str) -> None:
+    changed: dict[str, Any] = {what: "changed"}
+    with pytest.raises(UserError, match=f"made with different {what}"):
+        frame([*RECORDS, make("other", "a", 1, 1, 1, **changed)])
+
+
+def test_precisions_are_told_apart() -> None:
+    names = set(summarise(frame([*RECORDS, make("deep", "a", 1, 10, 10, precision="bf16")]))["method"])
+    assert {"deep (bf16)", "deep (fp32)"} <= names
+
+
+def test_latex_is_escaped() -> None:
+    text = render(
+        summarise(frame([make("m", "oxford_pets", 1, 9, 9, variant="ctx_init=50% & more")])), "latex"
+    )
+    assert r"oxford\_pets" in text
+    assert r"50\% \& more" in text
 
 
 def test_zero_seeds_and_order() -> None:

@@ -1,6 +1,7 @@
 """Splits, the few-shot draw, halves, cards, pictures: exact, and refused in one sentence where wrong."""
 
 import json
+import pickle
 import random
 import zipfile
 from pathlib import Path
@@ -138,7 +139,7 @@ def drop_class(splits: Any, split: str, label: int) -> None:
             lambda s: s["test"][0].__setitem__(2, "other"),
             "label 0 is called 'red square' and, in test, 'other'",
         ),
-        (lambda s: s.pop("val"), r"is not a split file.*\(val: field required\)"),
+        (lambda s: s.pop("val"), r"is not a split file.*\(val: Field required\)"),
         (lambda s: s["val"].__setitem__(0, None), r"is not a split file.*val\.0"),
         (lambda s: s["train"][0].__setitem__(1, True), r"is not a split file.*train\.0\.1: .*integer"),
         (lambda s: s["train"][0].__setitem__(1, 1.7), r"is not a split file.*train\.0\.1: .*integer"),
@@ -226,6 +227,14 @@ def test_corrupt_picture_is_named(make_dataset: Any, workers: int) -> None:
     listed = dataset.items("train")
     with pytest.raises(UserError, match=r"^Picture 'images/1/train0\.png' of colours cannot be read"):
         list(load_batches(dataset, listed, VIEWS, [[0, 4]], (1, 0), torch.device("cpu"), workers))
+
+
+@pytest.mark.parametrize("name", ["folder", "digits"])
+def test_pictures_reach_workers_that_are_not_forked(make_dataset: Any, name: str) -> None:
+    dataset = data.load(str(make_dataset()) if name == "folder" else "digits")
+    copy = pickle.loads(pickle.dumps(dataset))
+    path = dataset.splits["train"][0].path
+    assert copy.picture(path).tobytes() == dataset.picture(path).tobytes()
 
 
 # ---------------------------------------------------------------------- views

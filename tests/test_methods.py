@@ -135,6 +135,14 @@ def test_settings_too_deep_for_the_backbone(name: str, clip: FrozenCLIP) -> None
     kind.check(small(name), clip.shape)
 
 
+def test_each_tower_has_its_own_depth() -> None:
+    shape = weights.backbone_shape("ViT-L-14")  # 24 vision layers, 12 text layers
+    ivlp = get_method("ivlp")
+    ivlp.check(ivlp.Settings(**{"depth_vision": 20}), shape)
+    with pytest.raises(UserError, match="depth_text=20 but this backbone has 12 layers"):
+        ivlp.check(ivlp.Settings(**{"depth_text": 20}), shape)
+
+
 # ---------------------------------------------------------------------- the papers' numbers
 
 

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from promptbench.clip import Classes, FrozenCLIP
-from promptbench.method import Batch, get_method
+from promptbench.errors import UserError
+from promptbench.method import Batch, get_method, resolve_settings
 from promptbench.templates import GENERIC_60
 from promptbench.tokens import template_rows
 from promptbench.train import create
@@ -138,6 +139,12 @@ def test_residual_form_starts_at_the_words(clip: FrozenCLIP, classes: Classes) -
     assert set(method.state_dict()) == set(make(clip, classes).state_dict())
     method.loss(make_batch(clip, len(classes)), classes).backward()
     assert method.V_text[0].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("setting", [{"init": "words"}, {"residual": True}])
+def test_words_that_are_not_used_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="init=words and residual need n_ctx tokens of words"):
+        resolve_settings(get_method("mmlop"), "base2novel", 16, "a", None, {"n_ctx": 8, **setting})
 
 
 def test_anchor_of_the_words(clip: FrozenCLIP, classes: Classes) -> None:

@@ -263,7 +263,7 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
     """SIGKILL while the n-th file is being written, for several n, then the same run again.
 
     Every resumed run ends with the same learned tensors, metrics and record as an undisturbed one,
-    timings and memory apart. The files are written in the order config, (checkpoint, metrics) per epoch,
+    timings and memory apart. The files are written in the order config, (metrics, checkpoint) per epoch,
     prompts, record.
     """
     card = str(make_dataset())
@@ -279,7 +279,7 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
     report = json.loads(result.stdout)
     straight = report.pop("straight")
     assert straight["statuses"] == [0]
-    assert len(report) == 6
+    assert len(report) == 7
     for name, run in report.items():
         assert run["statuses"][:-1] == [-signal.SIGKILL] * (len(run["statuses"]) - 1), name
         assert run["statuses"][-1] == 0, name

@@ -46,6 +46,13 @@ def test_unexpected_key_is_named(state: State) -> None:
         build(state | {"logit_bias": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers(state: State, value: float) -> None:
+    state["visual.proj"][0, 0] = value
+    with pytest.raises(UserError, match=r"visual\.proj holds NaN or infinity"):
+        build(state)
+
+
 def test_wrong_shape_is_named(state: State) -> None:
     state["text_projection"] = torch.zeros(64, 48)
     with pytest.raises(UserError, match=r"text_projection is \[64, 48\] instead of \[64, 32\]"):
