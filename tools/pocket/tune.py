@@ -61,6 +61,8 @@ def write(out: Path) -> None:
     scores: dict[tuple[str, int, float], dict[str, float]] = defaultdict(dict)
     for record in read_records(out)[0]:
         settings = record.trial.settings
+        if record.trial.seed != SEED or not COMMON.items() <= settings.items():
+            continue
         base = next(c for c in record.evaluations if c.classes == "base")
         key = (record.trial.method, settings["epochs"], settings["lr"])
         scores[key][record.trial.dataset] = base.accuracy
