@@ -1,7 +1,6 @@
 """Zero-shot CLIP: the frozen model and the dataset's template; nothing is trained."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -45,7 +44,3 @@ class ZeroShot(Method):
         if self.settings.templates == "ensemble":
             templates = (*SELECT, *(t for t in templates if t not in SELECT))
         return self.clip.frozen_text(classes, templates)
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        return {}

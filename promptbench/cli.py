@@ -1,7 +1,8 @@
 """The command line. Every command imports what it needs when it runs, so that --help answers at once."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -306,23 +307,18 @@ def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
     return found
 
 
-class _interruptible:  # noqa: N801  # reads as a statement: `with _interruptible(...)`
+@contextmanager
+def _interruptible(trials: "Sequence[Trial]", out: Path) -> Iterator[None]:
     """Turns Ctrl-C into one sentence: what is done stays done, the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from promptbench.records import RECORD
 
-    def __init__(self, trials: "Sequence[Trial]", out: Path) -> None:
-        self.trials, self.out = trials, out
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        if kind is KeyboardInterrupt:
-            from promptbench.records import RECORD
-
-            done = sum((trial.folder(self.out) / RECORD).exists() for trial in self.trials)
-            message = f"Interrupted: {done} of {len(self.trials)} trials are done; the same command resumes."
-            print(message, file=sys.stderr)
-            raise SystemExit(130) from None
+        done = sum((trial.folder(out) / RECORD).exists() for trial in trials)
+        message = f"Interrupted: {done} of {len(trials)} trials are done; the same command resumes."
+        print(message, file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _title(benchmark: str, records: Sequence[Any]) -> str:

@@ -70,7 +70,7 @@ class FrozenCLIP:
         self.model: Any = model
         self.model.to(device).eval().requires_grad_(False)
         self.shape = shape
-        self.preprocess = preprocess or {"size": shape.image_size, "mean": weights._MEAN, "std": weights._STD}
+        self.preprocess = preprocess or {"size": shape.image_size, "mean": weights.MEAN, "std": weights.STD}
         self.fingerprint, self.architecture = fingerprint, architecture
         self.device = torch.device(device)
         self.scale: Tensor = model.get_parameter("logit_scale").exp()

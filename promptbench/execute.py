@@ -18,8 +18,8 @@ from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
 from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.method import get_method, trainable_parameters
-from promptbench.records import RECORD, Record, Seconds, read_record
-from promptbench.train import CHECKPOINT, METRICS, Progress, create, fit
+from promptbench.records import Record, Seconds, read_record
+from promptbench.train import CHECKPOINT, Progress, create, fit
 from promptbench.trials import Trial
 
 PROMPTS = "prompts.safetensors"
@@ -138,9 +138,3 @@ def run_trial(
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return record
-
-
-def saved_files(folder: Path) -> list[Path]:
-    """The files a finished trial leaves, those that exist."""
-    names = ("config.yaml", METRICS, PROMPTS, RECORD)
-    return [folder / name for name in names if (folder / name).exists()]

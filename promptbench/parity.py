@@ -19,7 +19,7 @@ from torch import Tensor
 from promptbench import weights
 from promptbench.clip import Classes, FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.method import Batch, Method, methods
+from promptbench.method import Batch, Method, Settings, methods
 from promptbench.tokens import Row, prompt_rows, template_rows
 from promptbench.train import learning_rate, make_optimizer
 
@@ -207,8 +207,6 @@ def _images_of(folder: Path, cases: Mapping[str, Any], stem: str, arrays: Mappin
 
 def schedule_differences(path: Path) -> Differences:
     """A ``lr_schedule_*`` file: the learning rate of every epoch, for each base rate and length in it."""
-    from promptbench.method import Settings
-
     worst = 0.0
     for name, rates in weights.read_weights(path).items():
         base, epochs = name.removeprefix("lr").split("_epochs")

@@ -32,8 +32,8 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 def preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
     """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects."""
     size = backbone_shape(name).image_size
-    mean, std = _MEAN, _STD
+    mean, std = MEAN, STD
     if name != POCKET and pretrained and not Path(pretrained).is_file():
         import open_clip
 
         tag = open_clip.get_pretrained_cfg(name, pretrained)
-        mean, std = tuple(tag.get("mean") or _MEAN), tuple(tag.get("std") or _STD)
+        mean, std = tuple(tag.get("mean") or MEAN), tuple(tag.get("std") or STD)
     return {"size": size, "mean": mean, "std": std}
 
 

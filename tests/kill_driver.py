@@ -16,7 +16,7 @@ from typing import Any
 import open_clip  # noqa: F401  # imported before the forks, which would each import it again
 
 from promptbench import data, files
-from promptbench.execute import execute, saved_files
+from promptbench.execute import execute
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter
 from promptbench.tokens import encode
@@ -98,13 +98,12 @@ def main(method: str, card: str, base: str) -> None:
             statuses.append(run(trial, dataset, out, die_at))
             if die_at is not None:
                 before.append((folder / "record.json").exists())
-        left = sorted(path.name for path in saved_files(folder))
-        extra = {path.name for path in folder.iterdir()} - set(left)
-        # A write cut off leaves its temporary file; nothing else may stay.
+        # A write cut off leaves its temporary file, whose name starts with a dot.
+        left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         report[name] = {
             "statuses": statuses,
             "before": before,
-            "files": left + sorted(x for x in extra if not x.startswith(".")),
+            "files": left,
             "content": content(folder),
         }
     print(json.dumps(report))
