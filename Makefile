@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := results/demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format clean pocket-data pocket-train pocket-eval
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptbench needs Python 3.11 or newer; set PYTHON=...")'
@@ -32,6 +32,22 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The embedded default, made anew from its recipe: see datasets/pocket/README.md. Needs npm.
+POCKET := $(VENV)/.pocket
+
+$(POCKET): $(STAMP) tools/pocket/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tools/pocket/requirements.txt
+	touch $(POCKET)
+
+pocket-data: $(POCKET)
+	$(BIN)/python -m tools.pocket.data
+
+pocket-train: $(POCKET)
+	$(BIN)/python -m tools.pocket.train --install
+
+pocket-eval: $(STAMP)
+	$(BIN)/python -m tools.pocket.evaluate --card datasets/pocket/README.md --sheets docs/pocket
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ A dataset is a card (YAML) in ``datasets/`` and a loader, a module of ``promptbe
 import importlib
 import io
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptbench.clip import Classes
 from promptbench.errors import UserError, invalid, unknown
@@ -57,9 +58,21 @@ class Card(BaseModel):
     classes: int | None = None
     sizes: dict[Split, int] | None = Field(None, description="pictures per split")
     flip: bool = Field(True, description="False where a mirrored picture is no longer of its class")
+    style: str = Field("", description="regular expression: its one group, in a picture's path, is the style")
     suite: str = ""
     licence: str = ""
     description: str = ""
+
+    @field_validator("style")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"no regular expression, {error}") from None
+        if pattern and groups != 1:
+            raise ValueError(f"needs exactly one group, not {groups}")
+        return pattern
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,21 @@ class Dataset:
     def items(self, split: Split, half: Half = "all", limit: int | None = None) -> list[Item]:
         """Items of a split in one half, in file order, labels renumbered; at most ``limit`` per class."""
         return restrict(self.splits[split], self.half(half), limit)
+
+    def style(self, item: Item) -> str:
+        """The drawing style of a picture, from its path; empty if the card tells none.
+
+        Raises UserError naming the path if the card's pattern finds no style in it.
+        """
+        if not self.card.style:
+            return ""
+        found = re.search(self.card.style, item.path)
+        if not found or not found[1]:
+            raise UserError(
+                f"The card of {self.name} finds no style in the path {item.path!r}; correct its pattern "
+                f"{self.card.style!r} or rename the picture."
+            )
+        return found[1]
 
     def few_shot(self, shots: int, seed: int, half: Half) -> list[Item]:
         """The training pictures of a trial: sampled over all classes, then cut to ``half``.

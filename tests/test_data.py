@@ -88,6 +88,25 @@ def test_halves(colours: data.Dataset) -> None:
     assert [item.path for item in novel_shots] == [item.path for item in everything if item.label >= 3]
 
 
+def test_styles(make_dataset: Any) -> None:
+    dataset = data.load(str(make_dataset(card={"style": r"/(train|val)\d+\.png$"})))
+    assert [dataset.style(item) for item in dataset.items("val", limit=1)] == ["val"] * 5
+    assert {dataset.style(item) for item in dataset.items("train", "novel")} == {"train"}
+    with pytest.raises(UserError, match=r"colours finds no style in the path 'images/0/test0\.png'; correct"):
+        dataset.style(dataset.items("test")[0])
+
+
+@pytest.mark.parametrize("pattern", ["(style)?", "/()train"])
+def test_an_empty_style_is_none(make_dataset: Any, pattern: str) -> None:
+    dataset = data.load(str(make_dataset(card={"style": pattern})))
+    with pytest.raises(UserError, match=r"finds no style in the path 'images/0/train0\.png'"):
+        dataset.style(dataset.items("train")[0])
+
+
+def test_no_style(colours: data.Dataset) -> None:
+    assert colours.style(colours.items("train")[0]) == ""
+
+
 @pytest.mark.parametrize(("name", "classes"), [("icons", 58), ("kinds", 47), ("digits", 10)])
 def test_embedded_datasets(name: str, classes: int) -> None:
     dataset = data.load(name)
@@ -181,6 +200,10 @@ def test_wrong_classes(make_dataset: Any, classes: Any, message: str) -> None:
         ({"loader": "digits", "source": "gone.json"}, "there is no split file"),
         ({"colour": "red"}, "colour: extra inputs are not permitted"),
         ({"template": "no place for the name"}, "template: string should match"),
+        ({"style": "(a"}, r"style: no regular expression, missing \), .*\(got '\(a'\)"),
+        ({"style": "(a){99999999999}"}, "style: no regular expression"),
+        ({"style": "a|b"}, "style: needs exactly one group, not 0"),
+        ({"style": "(a)(b)"}, "style: needs exactly one group, not 2"),
         ({"source": "gone.zip"}, "expected a zip file or a folder with split.json"),
     ],
 )

@@ -6,8 +6,8 @@ trained on; nothing about the novel classes is used). The mean over datasets dec
 earlier, cheaper entry. Text-only methods train on cached features with batches of 32, so an epoch of
 theirs is 8 times fewer steps; their grid of epochs is longer for that reason.
 
-    python tools/pocket/tune.py run coop ivlp        # resumes; several processes may share the work
-    python tools/pocket/tune.py write                # -> datasets/pocket/backbone/settings.yaml
+    python -m tools.pocket.tune run coop ivlp        # resumes; several processes may share the work
+    python -m tools.pocket.tune write                # -> datasets/pocket/backbone/settings.yaml
 """
 
 import argparse
