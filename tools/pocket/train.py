@@ -22,6 +22,7 @@ import argparse
 import csv
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -631,11 +632,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps of every stage")
     parser.add_argument("--run", type=Path, help="folder of checkpoints and results")
     parser.add_argument("--build", type=Path, default=BUILD, help="the folder data.py wrote")
+    parser.add_argument("--install", action="store_true", help="copy the result to datasets/pocket/backbone")
     arguments = parser.parse_args()
     recipe = yaml.safe_load((HERE / "recipe.yaml").read_text("utf-8"))
     folder = arguments.run or arguments.build / f"run-{arguments.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     train(Run(folder, arguments.seed, arguments.scale), recipe, arguments.build)
+    if arguments.install:
+        for name in ("pocket.safetensors", "pocket.json"):
+            shutil.copy(folder / name, HERE.parents[1] / "datasets" / "pocket" / "backbone" / name)
+        shutil.copy(folder / "curve.csv", HERE / "curve.csv")
 
 
 if __name__ == "__main__":
