@@ -5,12 +5,13 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-from promptbench.data import Card, Pictures, Splits, read_splits
+from promptbench.cards import Card
+from promptbench.data import Found, check_paths, read_file, read_splits
 from promptbench.errors import UserError
 from promptbench.files import hash_file, hash_value
 
 
-def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
+def load(card: Card, folder: Path) -> Found:
     """The splits and pictures under ``folder / card.source``. Raises UserError if they are not there."""
     source = folder / card.source
     if source.is_dir():
@@ -26,29 +27,22 @@ def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
     if "split.json" not in files:
         raise UserError(f"{card.name}: there is no split.json in {source}.")
     splits, _ = read_splits(files["split.json"], f"split.json in {source}")
-    return splits, files.__getitem__, hash_file(source)
+    return Found(splits, files.__getitem__, hash_file(source))
 
 
-def _folder(root: Path) -> tuple[Splits, Pictures, str]:
+def _folder(root: Path) -> Found:
     split = root / "split.json"
     if not split.is_file():
         raise UserError(f"There is no split.json in {root}; put the split file there.")
     splits, fingerprint = read_splits(split.read_bytes(), str(split))
-    inside = root.resolve()
+    check_paths(splits, str(split))
     sizes: dict[str, int] = {}
     for item in (item for items in splits.values() for item in items):
-        path = (root / item.path).resolve()
-        if not path.is_relative_to(inside):
-            raise UserError(f"{split} names {item.path!r}, which lies outside {root}; correct the path.")
+        path = root / item.path
         if not path.is_file():
             raise UserError(f"{split} names {item.path!r}, which is not in {root}; restore the picture.")
         sizes[item.path] = path.stat().st_size
 
     # Sizes stand for the contents, which would take minutes to hash in a large dataset; times would make
     # a copy of a dataset another one.
-    return splits, partial(_read, root), hash_value([fingerprint, sizes])
-
-
-def _read(root: Path, path: str) -> bytes:
-    # Not a closure: worker processes that are not forked must be able to unpickle it.
-    return (root / path).read_bytes()
+    return Found(splits, partial(read_file, root), hash_value([fingerprint, sizes]))

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from promptbench.data import Card, Pictures, Splits, read_splits
+from promptbench.cards import Card
+from promptbench.data import Found, read_splits
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 
 
-def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
+def load(card: Card, folder: Path) -> Found:
     """Splits from ``card.source``, whose paths are indices into the scans."""
     from sklearn.datasets import load_digits
 
@@ -22,7 +23,9 @@ def load(card: Card, folder: Path) -> tuple[Splits, Pictures, str]:
         raise UserError(f"{card.name}: there is no split file {source}.")
     splits, fingerprint = read_splits(source.read_bytes(), str(source))
 
-    return splits, partial(_picture, scans), hash_value([fingerprint, "scikit-learn digits, ink on white"])
+    return Found(
+        splits, partial(_picture, scans), hash_value([fingerprint, "scikit-learn digits, ink on white"])
+    )
 
 
 def _picture(scans: Any, path: str) -> Image.Image:

@@ -51,6 +51,7 @@ class CoOp(Method):
 
     name = "coop"
     paper = "arXiv:2109.01134"
+    published_name = "CoOp"
     trains = frozenset({"text"})
     formula = "M * d_t"
     Settings = CoOpSettings

@@ -38,6 +38,7 @@ class IVLP(Method):
 
     name = "ivlp"
     paper = "arXiv:2210.03117"
+    published_name = "IVLP"
     trains = frozenset({"text", "vision"})
     formula = "J_t n_t d_t + J_v n_v d_v"
     Settings = IVLPSettings

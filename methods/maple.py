@@ -38,6 +38,7 @@ class MaPLe(Method):
 
     name = "maple"
     paper = "arXiv:2210.03117"
+    published_name = "MaPLe"
     trains = frozenset({"text", "vision"})
     formula = "J n d_t + J (d_t d_v + d_v)"
     Settings = MaPLeSettings

@@ -65,6 +65,7 @@ class MMLoP(Method):
 
     name = "mmlop"
     paper = "arXiv:2602.21397"
+    published_name = "MMLoP"
     trains = frozenset({"text", "vision"})
     formula = "J (T r + r d_t + r d_v)"
     Settings = MMLoPSettings

@@ -1,7 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that --help answers at once."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,8 @@ import typer
 from promptbench.errors import UserError
 
 if TYPE_CHECKING:
-    from promptbench.trials import Trial
+    from promptbench.data import Dataset
+    from promptbench.trials import Benchmark, Trial
 
 app = typer.Typer(
     name="promptbench",
@@ -27,6 +28,10 @@ def _examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
 
 
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder of the standard datasets; default: PROMPTBENCH_DATA."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
 
@@ -68,13 +73,26 @@ def _app(
 def run(
     methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="See `promptbench ls methods`.")],
     benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
-    suite: Annotated[str, typer.Option(help="All datasets of a suite.")] = "pocket",
+    preset: Annotated[
+        str, typer.Option(help="Backbone, weights, suite and seeds where not given: pocket or paper.")
+    ] = "pocket",
+    suite: Annotated[str | None, typer.Option(help="All datasets of a suite.")] = None,
     dataset: Annotated[
         list[str] | None,
-        typer.Option(help="Only this dataset, by name or by the path of its card; may be repeated."),
+        typer.Option(
+            help="Only this dataset: its name, its card (.yaml) or a folder of pictures; may be repeated."
+        ),
     ] = None,
+    source: Annotated[str | None, typer.Option(help="Transfer benchmarks: the dataset to train on.")] = None,
+    data_root: DataRoot = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt of the frozen classifier instead of the card's, with {}.")
+    ] = None,
+    allow_nonstandard_split: Annotated[
+        bool, typer.Option(help="Go on without the published split; every record is labelled so.")
+    ] = False,
     shots: Annotated[str | None, typer.Option(help="Training pictures per class, such as 16 or 1,4.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2,3.")] = "1",
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1,2,3.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, help="Epochs instead of the method's own.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -84,7 +102,7 @@ def run(
             help="A setting of every method that has it, or METHOD.KEY=VALUE of one; may be repeated.",
         ),
     ] = None,
-    backbone: Annotated[str, typer.Option(help="See `promptbench ls backbones`.")] = "pocket",
+    backbone: Annotated[str | None, typer.Option(help="See `promptbench ls backbones`.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of the backbone: an open_clip tag or a local file.")
     ] = None,
@@ -104,29 +122,31 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False,
 ) -> None:
     """Train methods and evaluate them; a trial that is done is not run again, one cut off goes on."""
-    from promptbench import data, environment
+    from promptbench import environment
     from promptbench import method as registry
     from promptbench.cache import FeatureCache, default_folder
     from promptbench.execute import execute
     from promptbench.progress import make_reporter
     from promptbench.train import resolve_precision
-    from promptbench.trials import get_benchmark, plan
+    from promptbench.trials import PRESETS, get_benchmark, plan
 
     _one_of("--split", split, ("train", "val", "test"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    _one_of("--preset", preset, tuple(PRESETS))
+    usual = PRESETS[preset]
+    if backbone is None:
+        backbone, pretrained = usual["backbone"], pretrained or usual["pretrained"]
     device = environment.default_device()
     kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
     chosen = get_benchmark(benchmark)
-    datasets: dict[str, data.Dataset] = {}
-    for found in map(data.load, dict.fromkeys(dataset or data.suite(suite))):
-        if found.name in datasets:
-            raise UserError(f"Two datasets are called {found.name!r}; give one of the cards another name.")
-        datasets[found.name] = found
+    origin, targets = _datasets(
+        chosen, suite or usual["suite"], dataset, source, (data_root, allow_nonstandard_split, template)
+    )
     trials = plan(
         chosen,
         kinds,
-        list(datasets.values()),
-        seeds=_numbers("--seeds", seeds),
+        targets,
+        seeds=_numbers("--seeds", seeds or usual["seeds"]),
         shots=_numbers("--shots", shots, least=1) if shots is not None else None,
         overrides=_overrides(set_ or [], [kind.name for kind in kinds]),
         epochs=epochs,
@@ -135,9 +155,11 @@ def run(
         backbone=backbone,
         pretrained=pretrained,
         precision=resolve_precision(device, precision),
+        source=origin,
     )
+    datasets = {one.name: one for one in (*targets, *([origin] if origin else []))}
     if dry_run:
-        _show_plan(trials, out)
+        _show_plan(trials, datasets, out)
         return
     if workers is None:
         workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
@@ -185,6 +207,97 @@ def compare(
 
         for path in tradeoff(summary, plots or out / "plots", metric):
             print(f"wrote {path}", file=sys.stderr)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Check and prepare the standard datasets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(
+    "check",
+    epilog=_examples(
+        "promptbench data check --data-root ~/data", "promptbench data check dtd eurosat --full"
+    ),
+)
+def data_check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Datasets; default: all.")
+    ] = None,
+    data_root: DataRoot = None,
+    full: Annotated[bool, typer.Option("--full", help="Decode every picture, not a sample.")] = False,
+) -> None:
+    """Whether the datasets are what their cards say. Exit code 1 if anything is missing or off."""
+    from promptbench.check import check
+
+    found = check(names or [], data_root, full)
+    _print_rows([one.row() for one in found])
+    for one in found:
+        for problem in one.problems:
+            print(f"{one.name}: {problem}")
+    if any(one.problems for one in found):
+        raise typer.Exit(1)
+
+
+@data_app.command("prepare", epilog=_examples("promptbench data prepare imagenet --data-root ~/data"))
+def data_prepare(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Datasets; default: all.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Unpack archives you downloaded into their layout, sort ImageNet's val pictures, list folders once.
+
+    This writes into the data root; nothing else ever does. Nothing is downloaded.
+    """
+    from promptbench.data import data_root as resolve
+    from promptbench.prepare import prepare
+
+    root = resolve(data_root)
+    if root is None:
+        raise UserError("Give the folder of the datasets with --data-root or PROMPTBENCH_DATA.")
+    for line in prepare(names or [], root):
+        print(line)
+
+
+@app.command(
+    epilog=_examples("promptbench verify --out results", "promptbench verify --benchmark crossdataset")
+)
+def verify(
+    benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
+    backbone: Annotated[str | None, typer.Option(help="Only records of this backbone.")] = None,
+    style: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    out: Out = Path("results"),
+) -> None:
+    """Finished runs beside the published numbers: pass, or off by how much. Exit code 1 if any is off."""
+    from promptbench.compare import load_frame, summarise
+    from promptbench.published import BACKBONES
+    from promptbench.published import verify as compare_with
+    from promptbench.records import read_records
+    from promptbench.trials import get_benchmark
+
+    _one_of("--format", style, ("table", "md", "csv", "json"))
+    name = get_benchmark(benchmark).name
+    summary = summarise(load_frame(out, name, backbone))
+    used = backbone or read_records(out)[0][0].trial.backbone
+    if used not in BACKBONES:
+        raise UserError(
+            f"Nothing was published for the backbone {used!r}; verify is for {', '.join(BACKBONES)} on the "
+            "standard datasets."
+        )
+    found = compare_with(summary, name, used)
+    if found.empty:
+        raise UserError(f"None of the records of {name} under {out} has a published number beside it.")
+    if style == "json":
+        print(found.to_json(orient="records", indent=1))
+    elif style == "csv":
+        print(found.to_csv(index=False), end="")
+    elif style == "md":
+        print(found.to_markdown(index=False))
+    else:
+        shown = found.drop(columns="source").astype(str)
+        _print_rows(shown.to_dict("records"))
+    if (found["verdict"] != "pass").any():
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -239,8 +352,11 @@ def show(
         ("steps", f"{record.steps:,}"),
         (
             "seconds",
-            f"{seconds.train:.1f} train, {seconds.frozen:.1f} frozen, {seconds.evaluate:.1f} evaluate",
+            f"{seconds.train:.1f} train ({seconds.wait:.1f} waiting for data), {seconds.frozen:.1f} frozen, "
+            f"{seconds.evaluate:.1f} evaluate",
         ),
+        ("pictures per second", f"{record.pictures_per_second:,.0f} in training"),
+        *(("data", label) for label in record.labels),
         ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
         ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),
@@ -272,6 +388,30 @@ def _numbers(option: str, text: str, least: int = 0, most: int = 2**31 - 1) -> l
         wrong = min(values) if min(values) < least else max(values)
         raise UserError(f"{option} takes numbers from {least} to {most}, not {wrong}.")
     return list(dict.fromkeys(values))
+
+
+def _datasets(
+    benchmark: "Benchmark",
+    suite: str,
+    names: Sequence[str] | None,
+    source: str | None,
+    how: tuple[Path | None, bool, str | None],
+) -> "tuple[Dataset | None, list[Dataset]]":
+    """The dataset to train on, in transfer benchmarks, and those to test on."""
+    from promptbench import cards, data
+
+    if not benchmark.transfer and source is not None:
+        raise UserError(f"--source is for transfer benchmarks; {benchmark.name} trains on every dataset.")
+    wanted = list(dict.fromkeys(names or ()))
+    if benchmark.transfer and not (source and wanted):
+        usual, others = cards.transfer(suite, benchmark.name)
+        source, wanted = source or usual, wanted or [name for name in others if name != source]
+    found: dict[str, data.Dataset] = {}
+    for one in (data.load(name, *how) for name in wanted or cards.suite(suite)):
+        if one.name in found:
+            raise UserError(f"Two datasets are called {one.name!r}; give one of the cards another name.")
+        found[one.name] = one
+    return data.load(source, *how) if source else None, list(found.values())
 
 
 def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -326,11 +466,17 @@ def _title(benchmark: str, records: Sequence[Any]) -> str:
     return f"{benchmark}, backbone {', '.join(backbones)}"
 
 
-def _show_plan(trials: "Sequence[Trial]", out: Path) -> None:
+def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out: Path) -> None:
+    from promptbench.memory import estimate
+    from promptbench.method import get_method
     from promptbench.records import read_record
+    from promptbench.weights import backbone_shape
 
     rows, done = [], 0
     for trial in trials:
+        names = datasets[trial.dataset].classes(trial.train_classes).names
+        trains, shape = get_method(trial.method).trains, backbone_shape(trial.backbone)
+        memory = estimate(trial.settings, trains, shape, names, trial.precision)
         record = read_record(trial.folder(out))
         done += record is not None
         rows.append(
@@ -338,12 +484,13 @@ def _show_plan(trials: "Sequence[Trial]", out: Path) -> None:
                 "trial": trial.label,
                 "epochs": str(trial.settings["epochs"]),
                 "lr": f"{trial.settings['lr']:g}" if trial.shots else "-",
+                "memory": f"{memory / 2**30:.1f} GiB",
                 "hash": trial.hash[:8],
                 "state": "done" if record else "to run",
             }
         )
     _print_rows(rows)
-    print(f"{len(trials)} trials, {done} done, {len(trials) - done} to run")
+    print(f"{len(trials)} trials, {done} done, {len(trials) - done} to run; memory is an estimate")
 
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
@@ -364,7 +511,7 @@ def _list_methods(backbone: str) -> list[dict[str, str]]:
 
 
 def _list_datasets() -> list[dict[str, str]]:
-    from promptbench.data import cards
+    from promptbench.cards import cards
 
     return [
         {

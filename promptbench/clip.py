@@ -10,15 +10,18 @@ This is the only module that touches open_clip's internals.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from promptbench import weights
 from promptbench.cache import FeatureCache
 from promptbench.files import hash_value
+from promptbench.memory import free_memory, kept_bytes
 from promptbench.tokens import Position, Row, TextLayout, encode, prompt_rows, template_rows
 
 _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
@@ -75,6 +78,8 @@ class FrozenCLIP:
         self.device = torch.device(device)
         self.scale: Tensor = model.get_parameter("logit_scale").exp()
         self.reference = False
+        #: What the text tower may keep for its backward pass; None: half of what is free at first use.
+        self.activation_bytes: int | None = None
         # Without a fingerprint of the weights nothing may outlive this object.
         self.cache = cache if cache and fingerprint else FeatureCache(None)
         self._layouts: dict[Any, TextLayout] = {}
@@ -146,10 +151,24 @@ class FrozenCLIP:
             if 0 < i < len(prompts):
                 x = torch.cat([x[:1], prompts[i].to(x.dtype), x[1 + layout.n_ctx :]])
             if i < len(blocks) - 1:
-                x = _block(block, x, x, lambda q, k, v: _attend_packed(q, k, v, layout))
+                step = partial(_block, block, attention=lambda q, k, v: _attend_packed(q, k, v, layout))
+                # Run again in the backward pass instead of kept, where a thousand classes would not fit.
+                x = (
+                    step(x, x)
+                    if self._fits(x)
+                    else checkpoint(lambda x, s=step: s(x, x), x, use_reentrant=False)
+                )
             else:
                 x = _block(block, x[layout.ends], x, lambda q, k, v: _attend_ends(q, k, v, layout))
         return x
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether what the text tower keeps of ``x`` [tokens, d_t] for the backward pass fits in memory."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return True
+        if self.activation_bytes is None:
+            self.activation_bytes = free_memory(self.device) // 2
+        return kept_bytes(*x.shape, self.shape.text_layers, x.element_size()) <= self.activation_bytes
 
     def _text_reference(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
         """The same hidden states from open_clip's own blocks over the whole padded context."""

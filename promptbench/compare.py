@@ -13,6 +13,7 @@ import pandas as pd
 
 from promptbench.errors import UserError, unknown
 from promptbench.records import Record, read_records
+from promptbench.trials import get_benchmark
 
 AVERAGE = "average"
 Format = Literal["table", "md", "csv", "latex", "json"]
@@ -66,6 +67,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                 {
                     "method": f"{trial.method} ({changed})" if changed else trial.method,
                     "dataset": counts.dataset,
+                    "source": counts.dataset == trial.dataset and get_benchmark(trial.benchmark).transfer,
                     "classes": counts.classes,
                     "shots": trial.shots,
                     "seed": trial.seed,
@@ -77,6 +79,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows)
+    table.attrs["labels"] = sorted({label for record in records for label in record.labels})
     cell = ["method", "dataset", "classes", "shots", "seed"]
     double = table[table.duplicated(cell, keep=False)]
     if len(double):
@@ -108,7 +111,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     (average row only). Missing values are NaN.
     """
     spaces = [c for c in ("base", "novel", "all") if c in set(table["classes"])]
-    datasets = sorted(table["dataset"].unique())
+    sources = set(table[table["source"]]["dataset"])
+    # What a transfer benchmark trains on comes first and is no part of the average.
+    datasets = [*sorted(sources), *sorted(set(table["dataset"]) - sources)]
+    averaged = len(datasets) - len(sources)
     wide = table.pivot_table(
         index=["method", "shots", "dataset", "seed"], columns="classes", values="accuracy", aggfunc="first"
     )
@@ -122,17 +128,20 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             parameters = int(mine[mine["dataset"] == dataset]["parameters"].iloc[0])
             cell = cell.droplevel(["method", "shots", "dataset"])
             row = _row(cell, spaces)
-            per_dataset.append((row, cell))
+            if dataset not in sources:
+                per_dataset.append((row, cell))
             rows.append({"dataset": dataset, **common, "parameters": parameters, "seconds": seconds, **row})
-        if len(datasets) > 1:
-            rows.append({"dataset": AVERAGE, **common, **_average(per_dataset, spaces, len(datasets), mine)})
+        if averaged > 1:
+            rows.append({"dataset": AVERAGE, **common, **_average(per_dataset, spaces, averaged, mine)})
     summary = pd.DataFrame(rows)
     order = {name: i for i, name in enumerate([*datasets, AVERAGE])}
     sizes = summary.groupby("method")["parameters"].max()
     keys = summary.assign(
         _dataset=summary["dataset"].map(order), _size=summary["method"].map(sizes)
     ).sort_values(["_dataset", "_size", "method", "shots"])
-    return keys.drop(columns=["_dataset", "_size"]).reset_index(drop=True)
+    summary = keys.drop(columns=["_dataset", "_size"]).reset_index(drop=True)
+    summary.attrs = {"labels": table.attrs.get("labels", []), "sources": sorted(sources)}
+    return summary
 
 
 def _row(cell: pd.DataFrame, spaces: Sequence[str]) -> dict[str, Any]:
@@ -159,8 +168,10 @@ def _average(
     """
     sizes = mine["parameters"].unique()
     row: dict[str, Any] = {"parameters": int(sizes.max()), "seeds": 0}
+    if len(per_dataset) < n_datasets:
+        return row
     seeds = sorted(set.intersection(*(set(cell.index) for _, cell in per_dataset)))
-    if len(per_dataset) < n_datasets or not seeds:
+    if not seeds:
         return row
     cells = [cell.loc[seeds] for _, cell in per_dataset]
     row |= _row(sum(cells) / n_datasets, spaces)  # type: ignore[arg-type]
@@ -201,6 +212,9 @@ def notes(summary: pd.DataFrame) -> list[str]:
         means = summary[summary["dataset"] == AVERAGE].dropna(subset=["mean_hm"])
         each = ", ".join(f"{m} {v:.2f}" for m, v in zip(means["method"], means["mean_hm"], strict=True))
         lines.append(f"Mean of the datasets' HMs, for comparison: {each}.")
+    if sources := summary.attrs.get("sources"):
+        lines.append(f"Trained on {', '.join(sources)}, which is no part of the average.")
+    lines += [f"{label}." for label in summary.attrs.get("labels", [])]
     lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
     if len(lacking):
         lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")

@@ -1,31 +1,28 @@
-"""Datasets: cards, splits, the field's few-shot draw and its base/novel halves.
+"""Datasets: splits, the field's few-shot draw and its base/novel halves.
 
-A dataset is a card (YAML) in ``datasets/`` and a loader, a module of ``promptbench.datasets`` with
-``load(card, folder) -> (splits, pictures, fingerprint)``. Adding one edits nothing else.
+A dataset is a card (YAML, see `promptbench.cards`) in ``datasets/`` and a loader, a module of
+``promptbench.datasets`` with ``load(card, folder) -> Found``. Adding one edits nothing else.
 """
 
 import importlib
 import io
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NamedTuple
 
-import yaml
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from promptbench.cards import Card, Half, Split, cards, read_card
 from promptbench.clip import Classes
-from promptbench.errors import UserError, invalid, unknown
+from promptbench.errors import UserError, unknown
 from promptbench.files import hash_value
 from promptbench.tokens import readable
-
-Half = Literal["base", "novel", "all"]
-Split = Literal["train", "val", "test"]
 
 
 class Item(NamedTuple):
@@ -45,45 +42,28 @@ _Entry = tuple[
 Pictures = Callable[[str], bytes | Image.Image]
 
 
-class Card(BaseModel):
-    """What a dataset's YAML says about it."""
+class Found(NamedTuple):
+    """What a loader finds. ``classnames`` where the splits do not tell them in full; ``nonstandard`` says
+    in a few words how the splits differ from the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    title: str
-    loader: str = Field("archive", pattern=r"^[a-z][a-z0-9_]*$", description="module of promptbench.datasets")
-    source: str = Field("", description="file or folder with the pictures, relative to the card")
-    template: str = Field("a photo of a {}.", pattern=r"\{\}")
-    classes: int | None = None
-    sizes: dict[Split, int] | None = Field(None, description="pictures per split")
-    flip: bool = Field(True, description="False where a mirrored picture is no longer of its class")
-    style: str = Field("", description="regular expression: its one group, in a picture's path, is the style")
-    suite: str = ""
-    licence: str = ""
-    description: str = ""
-
-    @field_validator("style")
-    @classmethod
-    def _one_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"no regular expression, {error}") from None
-        if pattern and groups != 1:
-            raise ValueError(f"needs exactly one group, not {groups}")
-        return pattern
+    splits: Splits
+    pictures: Pictures
+    fingerprint: str
+    classnames: tuple[str, ...] | None = None
+    nonstandard: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, labels, class names and splits. ``fingerprint`` identifies splits, pictures and wording."""
+    """Pictures, labels, class names and splits. ``fingerprint`` identifies splits, pictures and wording;
+    ``nonstandard`` says how the splits differ from the published ones, empty if they do not."""
 
     card: Card
     classnames: tuple[str, ...]
     splits: Splits
     pictures: Pictures
     fingerprint: str
+    nonstandard: str = ""
 
     @property
     def name(self) -> str:
@@ -188,73 +168,121 @@ def draw_few_shot(
 # ---------------------------------------------------------------------- finding and loading
 
 
-def read_card(path: Path) -> Card:
-    """A card from YAML. Raises UserError if it is missing or not a card."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read the dataset card {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+def data_root(given: Path | None = None) -> Path | None:
+    """Where the user's datasets lie: ``given``, else PROMPTBENCH_DATA, else nowhere."""
+    return given or (Path(found) if (found := os.environ.get("PROMPTBENCH_DATA")) else None)
+
+
+def locate(name: str, root: Path | None = None, template: str | None = None) -> tuple[Card, Path]:
+    """The card called ``name`` and the folder of its data; ``name`` may also be the path of a card (.yaml)
+    or of a folder with one sub-folder of pictures per class. ``template`` replaces the card's.
+
+    Raises UserError for an unknown name, or if the data would be under a data root and there is none.
+    """
+    if name in cards():
+        card, folder = cards()[name]
+    elif name.endswith((".yaml", ".yml")):
+        card, folder = read_card(Path(name)), Path(name).parent
+    elif Path(name).is_dir():
+        folder = Path(name).resolve()
+        slug = re.sub("[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_") or "pictures"
+        card = Card(name=slug, title=f"Pictures in {folder.name}", loader="folders")
+    else:
+        hint = "See `promptbench ls datasets`; the path of a card (.yaml) or a folder of pictures works too."
+        raise unknown("dataset", name, cards(), hint)
+    if template is not None:
+        if "{}" not in template:
+            raise UserError(f"--template needs {{}} where the class name goes, not {template!r}.")
+        card = card.model_copy(update={"template": template})
+    if not card.folder:
+        return card, folder
+    root = data_root(root)
+    if root is None:
         raise UserError(
-            f"The dataset card {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"The dataset card {path} must map field names to values.")
-    try:
-        return Card.model_validate(values)
-    except ValidationError as error:
-        raise invalid(error, f"The dataset card {path}") from None
+            f"{card.name} is not part of promptbench; give the folder that holds {card.folder}/ with "
+            "--data-root or PROMPTBENCH_DATA."
+        )
+    if not root.is_dir():
+        raise UserError(f"There is no data root {root}; give an existing folder with --data-root.")
+    if not (root / card.folder).is_dir():
+        raise UserError(
+            f"{card.name}: expected its folder at {root / card.folder}; see `promptbench data check "
+            f"{card.name}` for what belongs there."
+        )
+    return card, root / card.folder
 
 
 @cache
-def cards() -> dict[str, tuple[Card, Path]]:
-    """Every shipped dataset by name: its card and the folder the card lies in."""
-    root = Path(str(resources.files("promptbench.datasets")))
-    found: dict[str, tuple[Card, Path]] = {}
-    for path in sorted(root.glob("*/*.yaml")):
-        card = read_card(path)
-        if card.name in found:
-            raise RuntimeError(f"two dataset cards are called {card.name!r}: rename one of them")
-        found[card.name] = (card, path.parent)
-    return found
+def load(
+    name: str, root: Path | None = None, allow_nonstandard: bool = False, template: str | None = None
+) -> Dataset:
+    """A dataset by name, by the path of a card (.yaml) or by the path of a folder of pictures; with
+    ``:style`` after a name, only the pictures of that drawing style.
 
-
-def suite(name: str) -> list[str]:
-    """Names of a suite's datasets. Raises UserError if no card belongs to it."""
-    members = [card.name for card, _ in cards().values() if card.suite == name]
-    if not members:
-        suites = {card.suite for card, _ in cards().values()} - {""}
-        raise unknown("suite", name, suites, "See `promptbench ls datasets`.")
-    return members
-
-
-@cache
-def load(name: str) -> Dataset:
-    """A dataset by name, or by the path of a card ending in .yaml.
-
+    ``allow_nonstandard`` makes a split of one's own where the published one is missing, and lets class
+    counts differ from the card; `Dataset.nonstandard` then says so.
     Raises UserError for an unknown name, a card or split that does not hold together, a class without
     pictures, class names that no text model can tell apart, or fewer than two classes.
     """
-    if name.endswith((".yaml", ".yml")):
-        card, folder = read_card(Path(name)), Path(name).parent
-    elif name in cards():
-        card, folder = cards()[name]
-    else:
-        hint = "See `promptbench ls datasets`; the path of a card (.yaml) works too."
-        raise unknown("dataset", name, cards(), hint)
+    whole, colon, style = name.rpartition(":")
+    if colon and (whole in cards() or whole.endswith((".yaml", ".yml"))):
+        return _of_style(load(whole, root, allow_nonstandard, template), style)
+    card, folder = locate(name, root, template)
+    kind = card.loader
+    if allow_nonstandard and card.folder and card.source and not (folder / card.source).is_file():
+        kind = "rebuilt"
     try:
-        loader = importlib.import_module(f"promptbench.datasets.{card.loader}")
+        loader = importlib.import_module(f"promptbench.datasets.{kind}")
     except ModuleNotFoundError as error:
-        if error.name != f"promptbench.datasets.{card.loader}":
+        if error.name != f"promptbench.datasets.{kind}":
             raise  # something the loader itself needs is not installed
         raise UserError(
             f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; correct it."
         ) from None
     if not hasattr(loader, "load"):
         raise UserError(f"The card of {card.name} names {card.loader!r}, which is no loader; correct it.")
-    splits, pictures, fingerprint = loader.load(card, folder)
-    identity = hash_value([fingerprint, card.template, card.flip])  # all that a result depends on
-    return Dataset(card, _classnames(card, splits), splits, pictures, identity)
+    found: Found = loader.load(card, folder)
+    classnames = found.classnames or _classnames(card, found.splits)
+    nonstandard = found.nonstandard or _check_sizes(card, len(classnames), found.splits, allow_nonstandard)
+    _check_names(card, classnames)
+    # all that a result depends on
+    identity = hash_value([found.fingerprint, card.template, card.flip])
+    return Dataset(card, classnames, found.splits, found.pictures, identity, nonstandard)
+
+
+def _of_style(dataset: Dataset, style: str) -> Dataset:
+    """The pictures of one drawing style; all classes stay."""
+    styles = {split: [dataset.style(item) for item in items] for split, items in dataset.splits.items()}
+    known = sorted({one for found in styles.values() for one in found} - {""})
+    if style not in known:
+        raise unknown(f"style of {dataset.name}", style, known)
+    splits = {
+        split: [item for item, one in zip(items, styles[split], strict=True) if one == style]
+        for split, items in dataset.splits.items()
+    }
+    card = dataset.card.model_copy(update={"sizes": None, "halves": None})
+    name = f"{dataset.name}:{style}"
+    return replace(
+        dataset,
+        card=card.model_copy(update={"name": name}),
+        splits=splits,
+        fingerprint=hash_value([dataset.fingerprint, style]),
+    )
+
+
+def check_paths(splits: Splits, where: str) -> None:
+    """Raise UserError if a split's path would lead out of the image root."""
+    for item in (item for items in splits.values() for item in items):
+        path = PurePosixPath(item.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{where} names {item.path!r}, which lies outside the image root; correct the path."
+            )
+
+
+def read_file(root: Path, path: str) -> bytes:
+    """A picture's bytes. Not a closure: worker processes that are not forked must be able to unpickle it."""
+    return (root / path).read_bytes()
 
 
 class _SplitFile(BaseModel):
@@ -301,22 +329,38 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
             if label not in present:
                 name = names.get(label, f"label {label}")
                 raise UserError(f"{card.name}: class {name!r} has no {split} pictures; add some or drop it.")
-    if len(labels) < 2:
-        raise UserError(f"{card.name} has {len(labels)} class; classification needs at least two.")
+    return tuple(names[label] for label in labels)
+
+
+def _check_names(card: Card, classnames: Sequence[str]) -> None:
+    if len(classnames) < 2:
+        raise UserError(f"{card.name} has {len(classnames)} class; classification needs at least two.")
     seen: dict[str, str] = {}
-    for label in labels:
+    for name in classnames if not card.repeated_names else ():
         # CLIP's tokenizer lower-cases and joins blanks.
-        key = " ".join(readable(names[label]).lower().split())
+        key = " ".join(readable(name).lower().split())
         if key in seen:
             raise UserError(
-                f"{card.name}: two classes are called {seen[key]!r} and {names[label]!r}, which CLIP cannot "
+                f"{card.name}: two classes are called {seen[key]!r} and {name!r}, which CLIP cannot "
                 "tell apart; rename one."
             )
-        seen[key] = names[label]
+        seen[key] = name
+
+
+def _check_sizes(card: Card, classes: int, splits: Splits, allow_nonstandard: bool) -> str:
+    """How the sizes differ from the card's, for data under a data root; elsewhere they must not.
+
+    A published split has the published sizes, so other sizes mean another split. Raises UserError.
+    """
     found: dict[str, Any] = {split: len(items) for split, items in splits.items()}
-    if card.classes not in (None, len(labels)) or (card.sizes or found) != found:
+    if card.classes in (None, classes) and (card.sizes is None or card.sizes.items() <= found.items()):
+        return ""
+    what = f"{classes} classes and {found} pictures, but its card says {card.classes} and {card.sizes}"
+    if not card.folder:
+        raise UserError(f"{card.name} has {what}; correct the card or restore the files.")
+    if card.classes not in (None, classes) and not allow_nonstandard:
         raise UserError(
-            f"{card.name} has {len(labels)} classes and {found} pictures, but its card says {card.classes} "
-            f"and {card.sizes}; correct the card or restore the files."
+            f"{card.name} has {classes} classes instead of {card.classes}; run `promptbench data check "
+            f"{card.name}`, or add --allow-nonstandard-split to go on with results labelled so."
         )
-    return tuple(names[label] for label in labels)
+    return f"non-standard split: {what}"

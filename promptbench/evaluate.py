@@ -1,8 +1,12 @@
 """The one evaluator: top-1 counts of a method on one split of one dataset, in one label space."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 
-from promptbench.data import Dataset, Split
+from promptbench.cards import Split
+from promptbench.data import Dataset
 from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
 from promptbench.records import Counts
@@ -49,5 +53,15 @@ def evaluate(
         split=split,
         correct=sum(correct),
         total=sum(total),
-        per_class={name: (correct[i], total[i]) for i, name in enumerate(classes.names)},
+        per_class=dict(zip(_distinct(classes.names), zip(correct, total, strict=True), strict=True)),
     )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number after the second of two that are equal (ImageNet has two kinds of missile)."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct

@@ -123,6 +123,7 @@ def run_trial(
         # One key only: safetensors writes several in an order that changes from process to process.
         metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
         write_atomic(folder / PROMPTS, save(state, metadata))
+    involved = dict.fromkeys([trial.dataset, *(e.dataset for e in trial.evaluations)])
     record = Record(
         hash=trial.hash,
         trial=trial,
@@ -131,9 +132,15 @@ def run_trial(
         steps=progress.steps,
         final_loss=progress.history[-1]["loss"] if progress.history else None,
         hashes={"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()},
-        seconds=Seconds(train=progress.train_seconds, frozen=progress.frozen_seconds, evaluate=evaluated),
+        seconds=Seconds(
+            train=progress.train_seconds,
+            frozen=progress.frozen_seconds,
+            evaluate=evaluated,
+            wait=progress.wait_seconds,
+        ),
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device),
+        labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
     )
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -15,7 +15,11 @@ from promptbench.trials import Trial
 
 
 def _result(record: Record) -> str:
-    shown = [f"{counts.classes} {counts.accuracy:.2f} %" for counts in record.evaluations]
+    several = len({counts.dataset for counts in record.evaluations}) > 1
+    shown = [
+        f"{counts.dataset if several else counts.classes} {counts.accuracy:.2f} %"
+        for counts in record.evaluations
+    ]
     return f"{', '.join(shown)} ({record.seconds.train + record.seconds.frozen:.1f} s training)"
 
 
@@ -43,7 +47,7 @@ class PlainReporter:
 
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
         done = "already done" if skipped else "done"
-        self._print(f"  {done}: {trial.label}: {_result(record)}")
+        self._print(f"  {done}: {trial.label}: {_result(record)}{'' if skipped else _pace(record)}")
 
     def fail(self, trial: Trial, error: UserError) -> None:
         self._print(f"  failed: {trial.label}: {error}")
@@ -100,6 +104,14 @@ class RichReporter(PlainReporter):
     def _over(self, trial: Trial) -> None:
         self.before += _epochs(trial)
         self.bars.update(self.all, completed=self.before)
+
+
+def _pace(record: Record) -> str:
+    """Pictures per second in training and the share of its time spent waiting for them."""
+    if not record.steps or not record.seconds.train:
+        return ""
+    share = record.seconds.wait / record.seconds.train
+    return f"  ({record.pictures_per_second:,.0f} pictures/s, {share:.0%} of it waiting for data)"
 
 
 def _epochs(trial: Trial) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from promptbench.data import Half, Split
+from promptbench.cards import Half, Split
 from promptbench.files import write_atomic
 from promptbench.trials import Trial
 
@@ -35,13 +35,15 @@ class Counts(BaseModel):
 
 
 class Seconds(BaseModel):
-    """Wall-clock seconds: training steps, frozen features (0 from a warm cache), evaluation."""
+    """Wall-clock seconds: training steps, frozen features (0 from a warm cache), evaluation; and how much
+    of the training steps went into waiting for pictures."""
 
     model_config = ConfigDict(extra="forbid")
 
     train: float = 0.0
     frozen: float = 0.0
     evaluate: float = 0.0
+    wait: float = 0.0
 
 
 class Record(BaseModel):
@@ -60,6 +62,14 @@ class Record(BaseModel):
     seconds: Seconds
     peak_memory_bytes: int
     environment: dict[str, Any]
+    #: what a reader must know about the data, such as "dtd: non-standard split"
+    labels: list[str] = []
+
+    @property
+    def pictures_per_second(self) -> float:
+        """Training pictures per second, 0 where nothing was trained."""
+        seen = self.steps * int(self.trial.settings.get("batch_size", 0))
+        return seen / self.seconds.train if self.seconds.train else 0.0
 
     def write(self, folder: Path) -> None:
         """Write ``record.json``, whole or not at all. Its presence means the trial is done."""

@@ -38,6 +38,7 @@ class Progress:
     steps: int = 0
     train_seconds: float = 0.0
     frozen_seconds: float = 0.0
+    wait_seconds: float = 0.0  # of the training time: for pictures
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -139,7 +140,10 @@ def fit(
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
             for batch_indices in batches:
                 index = torch.tensor(batch_indices, device=clip.device)
-                batch = Batch(labels[index], next(images, None), None if frozen is None else frozen[index])
+                waiting = time.perf_counter()
+                pictures = next(images, None)
+                progress.wait_seconds += time.perf_counter() - waiting
+                batch = Batch(labels[index], pictures, None if frozen is None else frozen[index])
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(clip.device, precision):
                     loss = method.loss(batch, classes)

@@ -3,7 +3,7 @@
 A benchmark is a pure function from methods, datasets, seeds and shots to a list of trials.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from promptbench import weights
-from promptbench.data import Dataset, Half, Split
+from promptbench.cards import Half, Split
+from promptbench.data import Dataset
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
 from promptbench.method import Method, Settings, resolve_settings
@@ -33,7 +34,7 @@ class Evaluation(BaseModel):
 class Trial(BaseModel):
     """Everything the result of a training depends on. Two trials are the same iff their hash is.
 
-    ``data`` fingerprints the dataset, ``weights`` the backbone's weights (file hash or tag), so that a
+    ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
     changed file is a changed trial. ``pretrained`` is only where the weights were found.
     ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
     Methods that train nothing have shots 0 and seed 0: there is one such trial, not one per seed.
@@ -66,7 +67,7 @@ class Trial(BaseModel):
     def folder(self, out: Path) -> Path:
         """Where the trial's files go under the output folder."""
         name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
-        return out / "runs" / self.benchmark / self.method / self.dataset / name
+        return out / "runs" / self.benchmark / self.method / self.dataset.replace(":", "-") / name
 
     @property
     def label(self) -> str:
@@ -79,22 +80,17 @@ class Trial(BaseModel):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark turns a dataset into trials."""
+    """How a benchmark turns datasets into trials: a trial trains on the classes ``train`` of one dataset
+    and is tested, without further training, among each of the label spaces ``test`` of the same dataset or,
+    in a ``transfer`` benchmark, of it (the source) and of every target."""
 
     name: str
     summary: str
     shots: tuple[int, ...]
-    train_classes: Half
-    evaluations: Callable[[Dataset], tuple[Evaluation, ...]]
+    train: Half
+    test: tuple[Half, ...]
+    transfer: bool = False
     least_classes: int = 2
-
-
-def _halves(dataset: Dataset) -> tuple[Evaluation, ...]:
-    return tuple(Evaluation(dataset=dataset.name, classes=half) for half in ("base", "novel"))
-
-
-def _all(dataset: Dataset) -> tuple[Evaluation, ...]:
-    return (Evaluation(dataset=dataset.name, classes="all"),)
 
 
 BENCHMARKS = {
@@ -105,14 +101,47 @@ BENCHMARKS = {
             "train on the base half of the classes, 16 shots; test base and novel half apart",
             (16,),
             "base",
-            _halves,
+            ("base", "novel"),
             # one class per half would be right by definition
             least_classes=4,
         ),
         Benchmark(
-            "fewshot", "train on all classes, 1/2/4/8/16 shots; test all", (1, 2, 4, 8, 16), "all", _all
+            "fewshot",
+            "train on all classes, 1/2/4/8/16 shots; test all",
+            (1, 2, 4, 8, 16),
+            "all",
+            ("all",),
+        ),
+        Benchmark(
+            "crossdataset",
+            "train on all classes of one dataset, 16 shots; test on the other datasets",
+            (16,),
+            "all",
+            ("all",),
+            transfer=True,
+        ),
+        Benchmark(
+            "domain",
+            "train on all classes in one domain, 16 shots; test the same kind of classes in other domains",
+            (16,),
+            "all",
+            ("all",),
+            transfer=True,
         ),
     )
+}
+
+
+#: What `promptbench run` takes where the command line says nothing.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pocket": {"backbone": weights.POCKET, "pretrained": None, "suite": "pocket", "seeds": "1"},
+    # the comparison of the papers: 11 datasets, three seeds, OpenAI's weights
+    "paper": {
+        "backbone": "ViT-B-16-quickgelu",
+        "pretrained": "openai",
+        "suite": "standard",
+        "seeds": "1,2,3",
+    },
 }
 
 
@@ -144,30 +173,28 @@ def plan(
     backbone: str = weights.POCKET,
     pretrained: str | None = None,
     precision: Precision = "fp32",
+    source: Dataset | None = None,
 ) -> list[Trial]:
     """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
 
-    ``overrides``: settings by method name. ``epochs`` overrides training methods only.
+    In a transfer benchmark one training on ``source`` serves all of ``datasets``; in others ``source`` is
+    not used. ``overrides``: settings by method name. ``epochs`` overrides training methods only.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     path, tag = weights.weights_file(backbone, pretrained)
     fingerprint = hash_file(path) if path else tag
     shape = weights.backbone_shape(backbone)
     shots = tuple(shots or benchmark.shots)
+    if not benchmark.transfer:
+        units = [(dataset, (dataset,)) for dataset in datasets]
+    elif source is None:
+        raise UserError(f"{benchmark.name} needs a dataset to train on; give it with --source.")
+    else:
+        units = [(source, _with_source(source, datasets))]
+    trains = any(method.trains for method in methods)
+    for dataset, tested in units:
+        _check_data(benchmark, dataset, tested, split, shots if trains else ())
     trials: list[Trial] = []
-    for dataset in datasets:
-        if len(dataset.classnames) < benchmark.least_classes:
-            raise UserError(
-                f"{dataset.name} has {len(dataset.classnames)} classes; {benchmark.name} needs at least "
-                f"{benchmark.least_classes}."
-            )
-        for evaluation in benchmark.evaluations(dataset):
-            if not dataset.items(split, evaluation.classes):
-                raise UserError(
-                    f"{dataset.name} has no {split} pictures to evaluate; choose another --split."
-                )
-        for count in shots if any(method.trains for method in methods) else ():
-            dataset.few_shot(count, 1, "all")  # refuses more shots than a class holds
     for method in methods:
         mine = dict((overrides or {}).get(method.name, {}))
         if not method.trains:  # how others are optimised does not make it another trial
@@ -175,7 +202,8 @@ def plan(
         if epochs is not None and method.trains:
             mine.setdefault("epochs", epochs)
         tuned = tuned_settings(backbone, method.name)
-        for dataset in datasets:
+        for dataset, tested in units:
+            prints = [one.fingerprint for one in tested]
             for count in shots if method.trains else (0,):
                 given = (method, benchmark.name, count, dataset.name, tuned)
                 default, settings = resolve_settings(*given), resolve_settings(*given, mine)
@@ -189,11 +217,15 @@ def plan(
                         method=method.name,
                         settings=settings.model_dump(mode="json"),
                         dataset=dataset.name,
-                        data=dataset.fingerprint,
-                        train_classes=benchmark.train_classes,
+                        data=hash_value(prints) if benchmark.transfer else dataset.fingerprint,
+                        train_classes=benchmark.train,
                         shots=count,
                         seed=seed,
-                        evaluations=benchmark.evaluations(dataset),
+                        evaluations=tuple(
+                            Evaluation(dataset=one.name, classes=half)
+                            for one in tested
+                            for half in benchmark.test
+                        ),
                         split=split,
                         limit=limit,
                         backbone=backbone,
@@ -205,3 +237,29 @@ def plan(
                     for seed in (seeds if method.trains else (0,))
                 ]
     return trials
+
+
+def _with_source(source: Dataset, targets: Sequence[Dataset]) -> tuple[Dataset, ...]:
+    if not targets or any(target.name == source.name for target in targets):
+        raise UserError(
+            f"A transfer benchmark needs targets other than its source {source.name}; "
+            "give them with --dataset."
+        )
+    return (source, *targets)
+
+
+def _check_data(
+    benchmark: Benchmark, dataset: Dataset, tested: Sequence[Dataset], split: Split, shots: Sequence[int]
+) -> None:
+    """Refuse before any work what would fail in the middle of it."""
+    for one in tested:
+        if len(one.classnames) < benchmark.least_classes:
+            raise UserError(
+                f"{one.name} has {len(one.classnames)} classes; {benchmark.name} needs at least "
+                f"{benchmark.least_classes}."
+            )
+        for half in benchmark.test:
+            if not one.items(split, half):
+                raise UserError(f"{one.name} has no {split} pictures to evaluate; choose another --split.")
+    for count in shots:
+        dataset.few_shot(count, 1, "all")  # refuses more shots than a class holds

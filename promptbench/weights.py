@@ -47,6 +47,8 @@ class Shape:
     vision_width: int
     vision_layers: int
     image_size: int
+    patch_size: int = 16
+    vocabulary: int = 49408
 
 
 def pocket_folder() -> Path:
@@ -136,6 +138,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         vision_width=vision["width"],
         vision_layers=vision["layers"],
         image_size=vision.get("image_size", 224),
+        patch_size=vision.get("patch_size", 16),
+        vocabulary=text.get("vocab_size", 49408),
     )
 
 

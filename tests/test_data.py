@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from promptbench import data
+from promptbench import cards, data
 from promptbench.data import Item, draw_few_shot
 from promptbench.errors import UserError
 from promptbench.views import Views, epoch_order, load_batches
@@ -107,7 +107,9 @@ def test_no_style(colours: data.Dataset) -> None:
     assert colours.style(colours.items("train")[0]) == ""
 
 
-@pytest.mark.parametrize(("name", "classes"), [("icons", 58), ("kinds", 47), ("digits", 10)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("icons", 50), ("symbols", 40), ("finegrained", 32), ("kinds", 48), ("digits", 10)]
+)
 def test_embedded_datasets(name: str, classes: int) -> None:
     dataset = data.load(name)
     assert len(dataset.classnames) == classes
@@ -127,9 +129,9 @@ def test_digits_are_dark_on_white() -> None:
 
 
 def test_the_suite() -> None:
-    assert data.suite("pocket") == ["digits", "icons", "kinds"]
+    assert cards.suite("pocket") == ["digits", "finegrained", "icons", "kinds", "symbols"]
     with pytest.raises(UserError, match=r"Unknown suite 'poket'\. Did you mean 'pocket'"):
-        data.suite("poket")
+        cards.suite("poket")
     with pytest.raises(UserError, match=r"Unknown dataset 'icon'\. Did you mean 'icons'"):
         data.load("icon")
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from promptbench import data
+from promptbench import cards, data
 from promptbench.clip import FrozenCLIP
 from promptbench.compare import load_frame, render, summarise
 from promptbench.method import Method, trainable_parameters
@@ -42,4 +42,4 @@ def test_example_method_trains(clip: FrozenCLIP, colours: data.Dataset) -> None:
 def test_example_card_is_a_card(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "card.yaml").write_text(text)
-    assert data.read_card(tmp_path / "card.yaml").name == "birds"
+    assert cards.read_card(tmp_path / "card.yaml").name == "birds"

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
-from promptbench import data, weights
+from promptbench import cards, data, weights
 from promptbench.cache import FeatureCache, default_folder
+from promptbench.cards import Half
 from promptbench.clip import FrozenCLIP
-from promptbench.data import Dataset, Half, Item
+from promptbench.data import Dataset, Item
 from promptbench.environment import default_device, suitable_threads
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
@@ -294,7 +295,7 @@ def main() -> None:
     given = parser.parse_args()
     around = read_around(given.card) if given.card else None
     clip = load_backbone(given.backbone, given.weights)
-    datasets = [data.load(name) for name in data.suite(SUITE)]
+    datasets = [data.load(name) for name in cards.suite(SUITE)]
     found = [figures(clip, dataset, given.seeds) for dataset in datasets]
     text = tables(found, {dataset.name: by_style(clip, dataset) for dataset in datasets}, given.seeds)
     print(text)

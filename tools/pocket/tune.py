@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from promptbench import data, weights
+from promptbench import cards, data, weights
 from promptbench.cache import FeatureCache, default_folder
 from promptbench.execute import execute
 from promptbench.method import get_method, methods
@@ -41,7 +41,7 @@ def grid(method: str) -> list[dict[str, Any]]:
 
 def run(names: list[str], out: Path) -> None:
     """Train and evaluate the grid of each method."""
-    datasets = {name: data.load(name) for name in data.suite("pocket")}
+    datasets = {name: data.load(name) for name in cards.suite("pocket")}
     for name in names:
         for settings in grid(name):
             trials = plan(
@@ -57,7 +57,7 @@ def run(names: list[str], out: Path) -> None:
 
 def write(out: Path) -> None:
     """Write the chosen settings with the scores they were chosen by."""
-    suite = data.suite("pocket")
+    suite = cards.suite("pocket")
     scores: dict[tuple[str, int, float], dict[str, float]] = defaultdict(dict)
     for record in read_records(out)[0]:
         settings = record.trial.settings

@@ -1,0 +1,36 @@
+"""FGVC-Aircraft from its official variant lists (KaiyangZhou/CoOp: datasets/fgvc_aircraft.py)."""
+
+from functools import partial
+from pathlib import Path
+
+from promptbench.cards import Card
+from promptbench.data import Found, Item, read_file
+from promptbench.errors import UserError
+from promptbench.files import hash_value
+
+
+def load(card: Card, folder: Path) -> Found:
+    """Labels are line numbers of ``variants.txt``; a list's line is a picture's number and its variant."""
+    names = _lines(folder / "variants.txt", card)
+    label = {name: number for number, name in enumerate(names)}
+    splits = {}
+    for split in ("train", "val", "test"):
+        path = folder / f"images_variant_{split}.txt"
+        items = []
+        for line in _lines(path, card):
+            number, _, name = line.partition(" ")
+            if name not in label:
+                raise UserError(
+                    f"{path} names the variant {name!r}, which is not in variants.txt; restore it."
+                )
+            items.append(Item(f"{number}.jpg", label[name], name))
+        splits[split] = items
+    return Found(splits, partial(read_file, folder / card.images), hash_value(splits))
+
+
+def _lines(path: Path, card: Card) -> list[str]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{card.name}: cannot read the official list {path}; restore it.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

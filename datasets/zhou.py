@@ -1,0 +1,25 @@
+"""Datasets of the CoOp data folder that have one of its published split files (``split_zhou_*.json``)."""
+
+from functools import partial
+from pathlib import Path
+
+from promptbench.cards import Card
+from promptbench.data import Found, check_paths, read_file, read_splits
+from promptbench.errors import UserError
+
+
+def load(card: Card, folder: Path) -> Found:
+    """The published splits, in file order; pictures under ``folder / card.images``.
+
+    The pictures are not looked for here: `promptbench data check` does that.
+    Raises UserError without the split file: a split of one's own matches no published number.
+    """
+    path = folder / card.source
+    if not path.is_file():
+        raise UserError(
+            f"{card.name}: the published split file is missing; expected {path}. Get it from CoOp's "
+            "DATASETS.md, or add --allow-nonstandard-split for a split of your own, labelled so."
+        )
+    splits, fingerprint = read_splits(path.read_bytes(), str(path))
+    check_paths(splits, str(path))
+    return Found(splits, partial(read_file, folder / card.images), fingerprint)

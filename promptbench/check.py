@@ -1,0 +1,107 @@
+"""Whether the data are what their cards say: files, class counts, split sizes, class order, pictures."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from promptbench import data
+from promptbench.cards import Card, cards
+from promptbench.data import Dataset, Item
+from promptbench.errors import UserError, unknown
+from promptbench.tokens import readable
+
+SAMPLE = 10  # pictures decoded per split where not all are
+
+
+@dataclass
+class Check:
+    """What was found of one dataset. It is in order if ``problems`` is empty."""
+
+    name: str
+    found: bool = False
+    classes: str = "-"
+    sizes: str = "-"
+    halves: str = "-"
+    decoded: str = "-"
+    problems: list[str] = field(default_factory=list)
+
+    def row(self) -> dict[str, str]:
+        verdict = "ok" if not self.problems else "off" if self.found else "missing"
+        return {
+            "dataset": self.name,
+            "state": verdict,
+            "classes": self.classes,
+            "train / val / test": self.sizes,
+            "base / novel test": self.halves,
+            "pictures decoded": self.decoded,
+        }
+
+
+def check(names: Sequence[str], root: Path | None, full: bool = False) -> list[Check]:
+    """Check datasets by name (none: all that are shipped or lie under the data root); with ``full`` every
+    picture is decoded, else a sample. Raises UserError for an unknown name."""
+    for name in names:
+        if name not in cards() and not Path(name).exists():
+            raise unknown("dataset", name, cards(), "See `promptbench ls datasets`.")
+    return [_check(name, root, full) for name in names or list(cards())]
+
+
+def _check(name: str, root: Path | None, full: bool) -> Check:
+    result = Check(name)
+    try:
+        dataset = data.load(name, root, allow_nonstandard=False)
+    except UserError as error:
+        card = cards()[name][0] if name in cards() else None
+        source = f" It comes from {card.url}" if card and card.url else ""
+        result.problems.append(f"{error}{source}")
+        return result
+    result.found = True
+    card, splits = dataset.card, dataset.splits
+    result.classes = f"{len(dataset.classnames)}"
+    result.sizes = " / ".join(f"{len(splits[split]):,}" for split in ("train", "val", "test"))
+    base, novel = (len(dataset.items("test", half)) for half in ("base", "novel"))  # type: ignore[arg-type]
+    result.halves = f"{base:,} / {novel:,}"
+    if dataset.nonstandard:
+        result.problems.append(dataset.nonstandard)
+    if card.halves and (card.halves["base"], card.halves["novel"]) != (base, novel):
+        wanted = f"{card.halves['base']:,} / {card.halves['novel']:,}"
+        result.problems.append(
+            f"{base:,} / {novel:,} test pictures in base and novel half instead of {wanted}"
+        )
+    _check_order(card, dataset, result)
+    _decode(dataset, full, result)
+    return result
+
+
+def _check_order(card: Card, dataset: Dataset, result: Check) -> None:
+    """First and last classes of both halves: a wrong order of labels moves the cut without any error."""
+    if not card.landmarks:
+        return
+    names, middle = dataset.classnames, len(dataset.half("base"))
+    for place, name, wanted in zip(
+        ("first class", "last base class", "first novel class", "last class"),
+        (names[0], names[middle - 1], names[middle], names[-1]),
+        card.landmarks,
+        strict=True,
+    ):
+        if readable(name).lower() != readable(wanted).lower():
+            result.problems.append(f"the {place} is {name!r} instead of {wanted!r}: another class order")
+
+
+def _decode(dataset: Dataset, full: bool, result: Check) -> None:
+    items: list[Item] = []
+    for split in ("train", "val", "test"):
+        mine = dataset.splits[split]
+        items += mine if full else random.Random(split).sample(mine, min(SAMPLE, len(mine)))
+    items = list({item.path: item for item in items}.values())
+    bad = []
+    for item in items:
+        try:
+            dataset.picture(item.path)
+        except UserError as error:
+            bad.append(str(error))
+    result.decoded = f"{len(items) - len(bad):,} of {len(items):,}"
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        result.problems.append(bad[0] + more)

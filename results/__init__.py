@@ -1,0 +1,1 @@
+"""Published numbers (published.csv, installed as promptbench.results) and reference records."""
