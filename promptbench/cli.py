@@ -88,6 +88,9 @@ def run(
     template: Annotated[
         str | None, typer.Option(help="Prompt of the frozen classifier instead of the card's, with {}.")
     ] = None,
+    draws: Annotated[
+        Path | None, typer.Option(help="Folder of few-shot draws from `promptbench data import-draw`.")
+    ] = None,
     allow_nonstandard_split: Annotated[
         bool, typer.Option(help="Go on without the published split; every record is labelled so.")
     ] = False,
@@ -125,6 +128,7 @@ def run(
     from promptbench import environment
     from promptbench import method as registry
     from promptbench.cache import FeatureCache, default_folder
+    from promptbench.data import with_draws
     from promptbench.execute import execute
     from promptbench.progress import make_reporter
     from promptbench.train import resolve_precision
@@ -134,14 +138,18 @@ def run(
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
     _one_of("--preset", preset, tuple(PRESETS))
     usual = PRESETS[preset]
-    if backbone is None:
-        backbone, pretrained = usual["backbone"], pretrained or usual["pretrained"]
+    backbone = backbone or usual["backbone"]
+    if backbone == usual["backbone"]:
+        pretrained = pretrained or usual["pretrained"]
     device = environment.default_device()
     kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
     chosen = get_benchmark(benchmark)
     origin, targets = _datasets(
         chosen, suite or usual["suite"], dataset, source, (data_root, allow_nonstandard_split, template)
     )
+    if draws is not None:
+        targets = [with_draws(one, draws) for one in targets]
+        origin = with_draws(origin, draws) if origin else None
     trials = plan(
         chosen,
         kinds,
@@ -238,7 +246,12 @@ def data_check(
         raise typer.Exit(1)
 
 
-@data_app.command("prepare", epilog=_examples("promptbench data prepare imagenet --data-root ~/data"))
+@data_app.command(
+    "prepare",
+    epilog=_examples(
+        "promptbench data prepare --data-root ~/data", "promptbench data prepare imagenet sun397"
+    ),
+)
 def data_prepare(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Datasets; default: all.")
@@ -264,27 +277,41 @@ def data_prepare(
 )
 def verify(
     benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
-    backbone: Annotated[str | None, typer.Option(help="Only records of this backbone.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Default: ViT-B-16-quickgelu.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Weights for zero-shot; default: openai.")] = None,
+    data_root: DataRoot = None,
     style: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
     out: Out = Path("results"),
 ) -> None:
-    """Finished runs beside the published numbers: pass, or off by how much. Exit code 1 if any is off."""
+    """Finished runs beside the published numbers: pass, or off by how much. Exit code 1 if any is off.
+
+    With a data root, zero-shot CLIP runs first where it has not yet.
+    """
     from promptbench.compare import load_frame, summarise
+    from promptbench.data import data_root as resolve
     from promptbench.published import BACKBONES
     from promptbench.published import verify as compare_with
-    from promptbench.records import read_records
-    from promptbench.trials import get_benchmark
+    from promptbench.trials import PRESETS, get_benchmark
 
     _one_of("--format", style, ("table", "md", "csv", "json"))
     name = get_benchmark(benchmark).name
-    summary = summarise(load_frame(out, name, backbone))
-    used = backbone or read_records(out)[0][0].trial.backbone
-    if used not in BACKBONES:
+    backbone = backbone or PRESETS["paper"]["backbone"]
+    if backbone not in BACKBONES:
         raise UserError(
-            f"Nothing was published for the backbone {used!r}; verify is for {', '.join(BACKBONES)} on the "
-            "standard datasets."
+            f"Nothing was published for the backbone {backbone!r}; verify is for {', '.join(BACKBONES)} on "
+            "the standard datasets."
         )
-    found = compare_with(summary, name, used)
+    if resolve(data_root) is not None:
+        run(
+            ["zeroshot"],
+            name,
+            "paper",
+            backbone=backbone,
+            pretrained=pretrained,
+            data_root=data_root,
+            out=out,
+        )
+    found = compare_with(summarise(load_frame(out, name, backbone)), name, backbone)
     if found.empty:
         raise UserError(f"None of the records of {name} under {out} has a published number beside it.")
     if style == "json":

@@ -7,7 +7,6 @@ A dataset is a card (YAML, see `promptbench.cards`) in ``datasets/`` and a loade
 import importlib
 import io
 import os
-import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptbench.cards import Card, Half, Split, cards, read_card
 from promptbench.clip import Classes
+from promptbench.draws import draw_file, kept_draw, read_draw
 from promptbench.errors import UserError, unknown
-from promptbench.files import hash_value
+from promptbench.files import hash_file, hash_value
 from promptbench.tokens import readable
 
 
@@ -64,6 +64,7 @@ class Dataset:
     pictures: Pictures
     fingerprint: str
     nonstandard: str = ""
+    draws: Path | None = None  # folder of foreign draws to use instead of our own
 
     @property
     def name(self) -> str:
@@ -129,7 +130,17 @@ class Dataset:
                 f"Class {self.classnames[smallest]!r} of {self.name} has {sizes[smallest]} training "
                 f"pictures, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
             )
-        train, _ = draw_few_shot(self.splits["train"], self.splits["val"], shots, seed)
+        if self.draws is None:
+            train, _ = kept_draw(self, shots, seed)
+            return restrict(train, self.half(half))
+        path = draw_file(self.draws, self.name, shots, seed)
+        if not path.is_file():
+            raise UserError(f"--draws has no draw for {shots} shots and seed {seed}: expected {path}.")
+        train, _ = read_draw(path)
+        if strange := set(train) - set(self.splits["train"]):
+            raise UserError(
+                f"{path} names {min(strange).path!r}, which is no training picture of {self.name}."
+            )
         return restrict(train, self.half(half))
 
 
@@ -143,26 +154,6 @@ def restrict(items: Iterable[Item], labels: Sequence[int], limit: int | None = N
             left[item.label] -= 1
             kept.append(item._replace(label=new[item.label]))
     return kept
-
-
-def draw_few_shot(
-    train: Sequence[Item], val: Sequence[Item], shots: int, seed: int
-) -> tuple[list[Item], list[Item]]:
-    """The field's few-shot draw (Dassl.pytorch: dassl/data/datasets/base_dataset.py), bit for bit.
-
-    One private stream seeded with ``seed`` first draws ``shots`` train items per class, then
-    min(shots, 4) val items per class, classes in order of first appearance in the list. A class with
-    fewer items is taken whole and draws nothing.
-    """
-    stream = random.Random(seed)
-
-    def draw(items: Sequence[Item], k: int) -> list[Item]:
-        groups: dict[int, list[Item]] = {}
-        for item in items:
-            groups.setdefault(item.label, []).append(item)
-        return [x for g in groups.values() for x in (stream.sample(g, k) if len(g) >= k else g)]
-
-    return draw(train, shots), draw(val, min(shots, 4))
 
 
 # ---------------------------------------------------------------------- finding and loading
@@ -248,6 +239,13 @@ def load(
     # all that a result depends on
     identity = hash_value([found.fingerprint, card.template, card.flip])
     return Dataset(card, classnames, found.splits, found.pictures, identity, nonstandard)
+
+
+def with_draws(dataset: Dataset, folder: Path) -> Dataset:
+    """The dataset with the few-shot draws under ``folder`` instead of its own: another fingerprint."""
+    files = sorted((folder / dataset.name).glob("shot_*.json"))
+    prints = [dataset.fingerprint, *([path.name, hash_file(path)] for path in files)]
+    return replace(dataset, draws=folder, fingerprint=hash_value(prints))
 
 
 def _of_style(dataset: Dataset, style: str) -> Dataset:

@@ -193,7 +193,7 @@ def plan(
         units = [(source, _with_source(source, datasets))]
     trains = any(method.trains for method in methods)
     for dataset, tested in units:
-        _check_data(benchmark, dataset, tested, split, shots if trains else ())
+        _check_data(benchmark, dataset, tested, split, shots if trains else (), seeds)
     trials: list[Trial] = []
     for method in methods:
         mine = dict((overrides or {}).get(method.name, {}))
@@ -249,7 +249,12 @@ def _with_source(source: Dataset, targets: Sequence[Dataset]) -> tuple[Dataset, 
 
 
 def _check_data(
-    benchmark: Benchmark, dataset: Dataset, tested: Sequence[Dataset], split: Split, shots: Sequence[int]
+    benchmark: Benchmark,
+    dataset: Dataset,
+    tested: Sequence[Dataset],
+    split: Split,
+    shots: Sequence[int],
+    seeds: Sequence[int],
 ) -> None:
     """Refuse before any work what would fail in the middle of it."""
     for one in tested:
@@ -262,4 +267,5 @@ def _check_data(
             if not one.items(split, half):
                 raise UserError(f"{one.name} has no {split} pictures to evaluate; choose another --split.")
     for count in shots:
-        dataset.few_shot(count, 1, "all")  # refuses more shots than a class holds
+        for seed in seeds:
+            dataset.few_shot(count, seed, "all")  # refuses more shots than a class holds

@@ -13,7 +13,10 @@ import pytest
 
 from promptbench import cli
 
-COMMANDS: list[list[str]] = [[], ["run"], ["compare"], ["ls"], ["show"]]
+COMMANDS: list[list[str]] = [
+    *([], ["run"], ["compare"], ["ls"], ["show"], ["verify"]),
+    *(["data", "check"], ["data", "prepare"], ["data", "import-draw"]),
+]
 
 
 def call(*arguments: str) -> int:
@@ -310,3 +313,140 @@ def test_force_keeps_the_old_record_until_there_is_a_new_one(make_dataset: Any, 
     picture.write_bytes(b"x" * picture.stat().st_size)  # the same trial by its fingerprint, but unreadable
     assert call("run", "ivlp", *arguments(card, out), "--force") == 2
     assert records(out) == before
+
+
+def test_transfer_benchmarks(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = make_dataset("source"), tmp_path / "out"
+    targets = [part for name in ("one", "two") for part in ("--dataset", str(make_dataset(name)))]
+    many = ["--benchmark", "crossdataset", "--source", str(source), *targets, "--shots", "2", "--epochs", "1"]
+    assert call("run", "coop", "zeroshot", *many, "--seeds", "1,2", "--out", str(out)) == 0
+    assert "Trained on source, which is no part of the average." in capsys.readouterr().out
+    found = records(out)
+    assert len(found) == 3  # one training per seed serves all targets
+    for record in found:
+        assert [counts["dataset"] for counts in record["evaluations"]] == ["source", "one", "two"]
+        assert {counts["total"] for counts in record["evaluations"]} == {15}
+    assert call("compare", "--benchmark", "crossdataset", "--out", str(out), "--format", "csv") == 0
+    assert (
+        call("run", "coop", "--benchmark", "crossdataset", "--source", str(source), "--dataset", str(source))
+        == 2
+    )
+    assert "needs targets other than its source" in capsys.readouterr().err
+    assert call("run", "coop", "--source", str(source), "--dataset", str(source)) == 2
+    assert "--source is for transfer benchmarks" in capsys.readouterr().err
+
+
+def test_domains_are_drawing_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded suite's own domain shift: one style to the others."""
+    assert call("run", "zeroshot", "--benchmark", "domain", "--limit", "1", "--out", str(tmp_path)) == 0
+    (record,) = records(tmp_path)
+    names = [counts["dataset"] for counts in record["evaluations"]]
+    assert names == ["icons:outline", "icons:solid", "icons:duotone", "icons:colour", "icons:pixel"]
+    assert record["evaluations"][0]["total"] == 50
+    assert call("run", "zeroshot", "--dataset", "icons:crayon", "--out", str(tmp_path)) == 2
+    assert "style of icons" in capsys.readouterr().err
+
+
+def test_standard_datasets_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import mini
+
+    root, out = mini.build(tmp_path / "data"), tmp_path / "out"
+    common = ["--data-root", str(root), "--shots", "1", "--epochs", "1", "--limit", "2", "--out", str(out)]
+    two = ["--dataset", "dtd", "--dataset", "eurosat"]
+    assert call("run", "mmlop", "coop", *two, *common) == 2
+    assert "--allow-nonstandard-split" in capsys.readouterr().err
+    common.append("--allow-nonstandard-split")
+    assert call("run", "mmlop", "coop", *two, *common) == 0
+    assert call("run", "coop", "--benchmark", "fewshot", *two, *common) == 0
+    assert (
+        call(
+            "run",
+            "coop",
+            "--benchmark",
+            "crossdataset",
+            "--preset",
+            "paper",
+            "--backbone",
+            "pocket",
+            *two,
+            *common,
+        )
+        == 0
+    )
+    assert call("run", "coop", "--benchmark", "domain", "--suite", "standard", *common) == 0
+    for record in records(out):
+        assert all("non-standard split" in label for label in record["labels"])
+        assert record["labels"]
+    domain = next(record for record in records(out) if record["trial"]["benchmark"] == "domain")
+    sizes = {counts["dataset"]: len(counts["per_class"]) for counts in domain["evaluations"]}
+    assert sizes == {"imagenet": 6, "imagenetv2": 6, "imagenet_sketch": 6, "imagenet_a": 2, "imagenet_r": 3}
+
+
+def test_own_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import mini
+
+    for label, name in enumerate(("red", "green", "blue", "grey")):
+        for number in range(8):
+            mini.picture(tmp_path / "mine" / name / f"{number}.png", 50 * label)
+    common = [
+        "--dataset",
+        str(tmp_path / "mine"),
+        "--template",
+        "a {} square",
+        "--shots",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    for benchmark in ("base2novel", "fewshot"):
+        assert call("run", "coop", "--benchmark", benchmark, *common, "--out", str(tmp_path / "out")) == 0
+    common = [
+        *common[2:],
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        str(tmp_path / "mine"),
+        "--dataset",
+        "digits",
+    ]
+    for benchmark in ("crossdataset", "domain"):
+        assert call("run", "coop", "--benchmark", benchmark, *common, "--limit", "1") == 0
+    assert len(records(tmp_path / "out")) == 4
+    assert call("run", "coop", *common[:1], "no place", "--dataset", str(tmp_path / "mine")) == 2
+    assert "--template needs {}" in capsys.readouterr().err
+
+
+def test_paper_preset_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import mini
+
+    names = {"eurosat": [f"class {i}" for i in range(10)], "dtd": [f"texture {i}" for i in range(47)]}
+    for name, source, images in (
+        ("eurosat", "split_zhou_EuroSAT.json", "2750"),
+        ("dtd", "split_zhou_DescribableTextures.json", "images"),
+    ):
+        mini.zhou(tmp_path / name, images, source, mini.per_class(names[name], "{name}/{number}.jpg"))
+    two = ["--dataset", "dtd", "--dataset", "eurosat", "--data-root", str(tmp_path), "--shots", "3"]
+    assert call("run", "mmlop", "coop", "--preset", "paper", *two, "--dry-run", "--out", str(tmp_path)) == 0
+    text = capsys.readouterr().out
+    assert "12 trials, 0 done, 12 to run" in text
+    assert re.search(r"mmlop on dtd, 3 shots, seed 3 .* \d\.\d GiB", text)
+
+
+def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import mini
+
+    assert call("data", "check", "icons", "digits") == 0
+    root = mini.build(tmp_path / "data")
+    (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
+    assert call("data", "check", "dtd", "oxford_pets", "--data-root", str(root)) == 1
+    text = capsys.readouterr().out
+    assert str(root / "dtd" / "split_zhou_DescribableTextures.json") in text
+    assert "https://www.robots.ox.ac.uk/~vgg/data/dtd/" in text
+    assert call("data", "check", "dtdd") == 2
+    assert call("data", "prepare", "--data-root", str(root)) == 0
+    assert "imagenet_a: not ready" in capsys.readouterr().out
+
+
+def test_verify_needs_a_published_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("verify", "--backbone", "pocket", "--out", str(tmp_path)) == 2
+    assert "Nothing was published for the backbone 'pocket'" in capsys.readouterr().err

@@ -144,3 +144,37 @@ def test_frozen_text_remembers_how_it_was_computed(clip: FrozenCLIP) -> None:
         rough = clip.frozen_text(NAMES, ("a {}.",))
     assert not torch.equal(exact, rough)
     assert clip.frozen_text(NAMES, ("a {}.",)) is exact
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> None:
+    """Where a thousand classes do not fit, blocks run again in the backward pass: the same bits."""
+    prompts = random_prompts(clip, 4, 4, depth, depth)
+    layout = clip.prompt_layout(NAMES, "a photo of a", 4)
+    results = []
+    for budget in (1 << 40, 0):
+        clip.activation_bytes = budget
+        x = clip.text_features(layout, prompts.text)
+        results.append((x, *torch.autograd.grad(x.sin().sum(), prompts.text)))
+    for kept, recomputed in zip(*results, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_recomputing_keeps_less(clip: FrozenCLIP) -> None:
+    """What autograd holds between forward and backward shrinks to a block's inputs."""
+    prompts = random_prompts(clip, 4, 4, 1, 1)
+    many = Classes(tuple(f"thing number {i}" for i in range(60)))
+    layout = clip.prompt_layout(many, "a photo of a", 4)
+    held = []
+    for budget in (1 << 40, 0):
+        clip.activation_bytes = budget
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            clip.text_features(layout, prompts.text)
+        held.append(sum(sizes.values()))
+    assert held[1] < held[0] / 2

@@ -320,3 +320,47 @@ def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
         assert best.items() >= chosen["settings"][method].items()
         assert tuned_settings("ViT-B-16-quickgelu", method) == {}
     assert tuned_settings("pocket", "a new method") == chosen["common"]
+
+
+def transfer(method: str, seed: int, **correct: int) -> Record:
+    """A transfer record: trained on "src", tested on it and on the datasets named."""
+    record = make(method, "src", seed, 0, 0, benchmark="crossdataset", train_classes="all")
+    counts = [
+        Counts(dataset=name, classes="all", split="test", correct=n, total=200, per_class={"x": (n, 200)})
+        for name, n in correct.items()
+    ]
+    return record.model_copy(update={"evaluations": counts, "labels": ["a: non-standard split"]})
+
+
+def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
+    summary = summarise(
+        frame([transfer("deep", 1, src=190, a=100, b=120), transfer("deep", 2, src=180, a=110, b=120)])
+    )
+    assert list(summary["dataset"]) == ["src", "a", "b", "average"]
+    average = cell(summary, "deep", "average")
+    assert average["all"] == pytest.approx((50 + 60 + 55 + 60) / 4)
+    assert average["all_std"] == pytest.approx(pd.Series([55.0, 57.5]).std())
+    text = render(summary, "md")
+    assert "Trained on src, which is no part of the average." in text
+    assert "a: non-standard split." in text
+
+
+def test_verify_against_published_numbers() -> None:
+    from promptbench.published import verify
+
+    rows = [
+        # published: DTD 53.24 / 59.90, Cars 63.37 / 74.89; average 69.34 / 74.22 / 71.70
+        {"dataset": "dtd", "method": "zeroshot", "shots": 0, "base": 53.3, "novel": 60.3, "hm": 56.6},
+        {"dataset": "average", "method": "zeroshot", "shots": 0, "base": 69.34, "novel": 74.22, "hm": 71.7},
+        {"dataset": "average", "method": "mmlop", "shots": 16, "base": 83.5, "novel": 75.0, "hm": 79.0},
+        {"dataset": "average", "method": "mmlop (rank=2)", "shots": 16, "base": 1.0, "novel": 1.0, "hm": 1.0},
+    ]
+    found = verify(pd.DataFrame(rows), "base2novel", "ViT-B-16-quickgelu")
+    verdicts = {(r.method, r.dataset, r.metric): r.verdict for r in found.itertuples()}
+    assert verdicts["zeroshot", "dtd", "base"] == "pass"
+    assert verdicts["zeroshot", "dtd", "novel"] == "off by 0.40"
+    assert verdicts["zeroshot", "average", "hm"] == "pass"
+    assert verdicts["mmlop", "average", "base"] == "pass"
+    assert verdicts["mmlop", "average", "novel"] == "off by 0.85"
+    assert not [key for key in verdicts if "rank" in key[0]]
+    assert set(found[found["method"] == "mmlop"]["published"]) == {83.79, 75.85, 79.7}

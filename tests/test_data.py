@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from promptbench import cards, data
-from promptbench.data import Item, draw_few_shot
+from promptbench.data import Item
+from promptbench.draws import draw_few_shot
 from promptbench.errors import UserError
 from promptbench.views import Views, epoch_order, load_batches
 

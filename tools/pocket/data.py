@@ -252,22 +252,30 @@ def varied(found: Sequence[Shown], most: int) -> list[Shown]:
     return [one for *_, one in sorted(ranked, key=lambda item: item[:3])[:most]]
 
 
-def choose(found: list[Shown], most_classes: int) -> tuple[list[Shown], list[str], list[str]]:
-    """The classes with enough pictures, at most ``most_classes``; returns also names kept and dropped."""
+def choose(found: list[Shown], spec: dict[str, Any]) -> tuple[list[Shown], list[str], list[str]]:
+    """The classes with enough pictures, at most ``spec["most"]``; returns also names kept and dropped.
+
+    A style to train on alone (``spec["domain"]``) must have enough pictures by itself.
+    """
+    most_of = MOST | spec.get("most_pictures", {})
     per: dict[str, dict[str, list[Shown]]] = defaultdict(lambda: defaultdict(list))
     for one in found:
         per[one.classname][one.split].append(one)
-    enough = [
-        name
-        for name, splits in per.items()
-        if all(len(splits[split]) >= least for split, least in LEAST.items())
-    ]
+    best = {
+        name: {split: varied(splits[split], most_of[split]) for split in MOST} for name, splits in per.items()
+    }
+
+    def enough(name: str) -> bool:
+        domain = [one for one in best[name]["train"] if one.style == spec.get("domain", one.style)]
+        return len(domain) >= LEAST["train"] and all(
+            len(best[name][s]) >= least for s, least in LEAST.items()
+        )
 
     def size(name: str) -> int:
-        return sum(min(len(per[name][split]), MOST[split]) for split in MOST)
+        return sum(map(len, best[name].values()))
 
-    names = sorted(sorted(enough, key=lambda name: (-size(name), name))[:most_classes])
-    chosen = [one for name in names for split in MOST for one in varied(per[name][split], MOST[split])]
+    names = sorted(sorted(filter(enough, best), key=lambda name: (-size(name), name))[: spec["most"]])
+    chosen = [one for name in names for split in MOST for one in best[name][split]]
     return chosen, names, sorted(set(per) - set(names))
 
 
@@ -448,7 +456,7 @@ def main() -> None:
         kept, near_known, near_other = without_copies(found, hashes, arguments.build / "rendered")
         if spec.get("split_by_class"):
             resplit(kept, packages)
-        chosen, names, dropped = choose(kept, spec["most"])
+        chosen, names, dropped = choose(kept, spec)
         sizes = write_archive(arguments.out / f"{name}.zip", chosen, names)
         write_card(arguments.out / f"{name}.yaml", name, spec, names, sizes)
         used[name] = Counter(one.drawing.set for one in chosen)

@@ -1,0 +1,128 @@
+"""The field's few-shot draw, kept as JSON with relative paths; and foreign draws read safely.
+
+Official code pickles its draws with absolute paths and classes of its own library; such a pickle is read
+here by an unpickler that knows lists, dicts and that one class, and can run nothing.
+"""
+
+import io
+import json
+import pickle
+import random
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptbench.cache import default_folder
+from promptbench.errors import UserError
+from promptbench.files import write_atomic
+
+if TYPE_CHECKING:
+    from promptbench.data import Dataset, Item
+
+
+def draw_few_shot(
+    train: "Sequence[Item]", val: "Sequence[Item]", shots: int, seed: int
+) -> "tuple[list[Item], list[Item]]":
+    """The field's few-shot draw (Dassl.pytorch: dassl/data/datasets/base_dataset.py), bit for bit.
+
+    One private stream seeded with ``seed`` first draws ``shots`` train items per class, then
+    min(shots, 4) val items per class, classes in order of first appearance in the list. A class with
+    fewer items is taken whole and draws nothing.
+    """
+    stream = random.Random(seed)
+
+    def draw(items: "Sequence[Item]", k: int) -> "list[Item]":
+        groups: dict[int, list[Item]] = {}
+        for item in items:
+            groups.setdefault(item.label, []).append(item)
+        return [x for g in groups.values() for x in (stream.sample(g, k) if len(g) >= k else g)]
+
+    return draw(train, shots), draw(val, min(shots, 4))
+
+
+def kept_draw(dataset: "Dataset", shots: int, seed: int) -> "tuple[list[Item], list[Item]]":
+    """The draw of a dataset, from the user's cache directory if it is there, else drawn and kept there.
+
+    The file's name holds the fingerprint of the splits, so that a changed split is another file.
+    """
+    name = f"{dataset.name.replace(':', '-')}-{dataset.fingerprint[:16]}-shots{shots}-seed{seed}.json"
+    path = default_folder() / "fewshot" / name
+    with suppress(OSError, ValueError, UserError):
+        return read_draw(path)
+    train, val = draw_few_shot(dataset.splits["train"], dataset.splits["val"], shots, seed)
+    with suppress(UserError):  # a cache that cannot be written costs time, never a result
+        write_draw(path, train, val)
+    return train, val
+
+
+def write_draw(path: Path, train: "Sequence[Item]", val: "Sequence[Item]") -> None:
+    """A draw in the schema of a split file, with an empty test list."""
+    write_atomic(path, json.dumps({"train": train, "val": val, "test": []}, indent=0))
+
+
+def read_draw(path: Path) -> "tuple[list[Item], list[Item]]":
+    """What `write_draw` wrote. Raises OSError or UserError."""
+    from promptbench.data import read_splits
+
+    splits, _ = read_splits(path.read_bytes(), str(path))
+    return list(splits["train"]), list(splits["val"])
+
+
+class _Datum:
+    """Stands for Dassl's class of one picture: only its attributes are kept."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("dassl.data.datasets.base_dataset", "Datum"):
+            return _Datum
+        if (module, name) in {("copyreg", "_reconstructor"), ("builtins", "object")}:
+            return {"_reconstructor": lambda kind, *_: kind.__new__(kind), "object": object}[name]
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def import_draw(path: Path, dataset: "Dataset") -> "tuple[list[Item], list[Item]]":
+    """The pictures of a foreign ``split_fewshot/shot_<K>-seed_<S>.pkl``, as items of ``dataset``.
+
+    Raises UserError if the file holds anything else, or a picture that is not in the dataset's split.
+    """
+    try:
+        found = _Reader(io.BytesIO(path.read_bytes())).load()
+        parts = {split: [_fields(one) for one in found.get(split, [])] for split in ("train", "val")}
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except Exception as error:  # a pickle can fail in any way
+        raise UserError(
+            f"{path} is no few-shot draw of Dassl, or holds more than one, and is not unpickled "
+            f"({type(error).__name__}: {error})."
+        ) from None
+    known = {split: {item.path: item for item in dataset.splits[split]} for split in ("train", "val")}
+    return tuple(  # type: ignore[return-value]
+        [_match(one, known[split], path, dataset.name) for one in parts[split]] for split in ("train", "val")
+    )
+
+
+def _fields(datum: Any) -> tuple[str, int]:
+    if not isinstance(datum, _Datum):
+        raise TypeError(f"{type(datum).__name__} instead of a Datum")
+    return str(vars(datum)["_impath"]), int(vars(datum)["_label"])
+
+
+def _match(one: tuple[str, int], known: "Mapping[str, Item]", path: Path, dataset: str) -> "Item":
+    """The item whose relative path ends the absolute one, with the same label."""
+    parts = re.split(r"[\\/]", one[0])
+    for start in range(len(parts)):
+        item = known.get("/".join(parts[start:]))
+        if item is not None and item.label == one[1]:
+            return item
+    raise UserError(f"{path} names {one[0]!r} with label {one[1]}, which is not in the split of {dataset}.")
+
+
+def draw_file(folder: Path, dataset: str, shots: int, seed: int) -> Path:
+    """Where ``promptbench data import-draw`` puts a draw and ``promptbench run --draws`` looks for it."""
+    return folder / dataset / f"shot_{shots}-seed_{seed}.json"
