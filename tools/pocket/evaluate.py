@@ -41,6 +41,7 @@ from promptbench.trials import Evaluation
 from promptbench.views import Views
 
 SUITE = "pocket"
+CURVE = Path(__file__).with_name("curve.csv")  # of the training that made the shipped weights
 SEEDS = (1, 2, 3)
 SHOTS = 16
 GRID = np.logspace(-1, 3, 9)  # C of the linear probes, smallest first: ties go to the stronger penalty
@@ -280,6 +281,32 @@ def write_sheet(dataset: Dataset, folder: Path) -> None:
     write_atomic(folder / f"{dataset.name}.png", file.getvalue())
 
 
+def write_curve(source: Path, folder: Path) -> None:
+    """Draw validation accuracy against pictures seen, over the stages of the training (``curve.csv``)."""
+    import matplotlib.pyplot as plt
+
+    curve = pd.read_csv(source).drop_duplicates(["stage", "step"], keep="last")
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    start = 0
+    for number, (stage, rows) in enumerate(curve.groupby("stage", sort=False)):
+        seen = (start + rows["pictures"]) / 1000
+        for column, colour, label in (
+            ("val_emoji", "#0072B2", "emoji, among all emoji names"),
+            ("val_icons", "#D55E00", "icons, among the names of held-back icons"),
+        ):
+            axes.plot(seen, rows[column], "o-", color=colour, label=None if number else label, markersize=3)
+        axes.axvline(start / 1000, color="0.8", linewidth=0.8)
+        axes.annotate(str(stage), (start / 1000, 1), xycoords=("data", "axes fraction"), rotation=90,
+                      va="top", fontsize=7, xytext=(2, -2), textcoords="offset points")  # fmt: skip
+        start += int(rows["pictures"].max())
+    axes.set(xlabel="thousands of pictures or captions seen", ylabel="accuracy on held-back drawings, %")
+    axes.legend(fontsize=8, loc="lower right")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+    write_atomic(folder / "curve.png", file.getvalue())
+
+
 # ---------------------------------------------------------------------- command line
 
 
@@ -303,6 +330,8 @@ def main() -> None:
         write_atomic(given.card, f"{around[0]}\n\n{text}\n{around[1]}")
     for dataset in datasets if given.sheets else ():
         write_sheet(dataset, given.sheets)
+    if given.sheets:
+        write_curve(CURVE, given.sheets)
 
 
 if __name__ == "__main__":
