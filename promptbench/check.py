@@ -60,7 +60,7 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
     card, splits = dataset.card, dataset.splits
     result.classes = f"{len(dataset.classnames)}"
     result.sizes = " / ".join(f"{len(splits[split]):,}" for split in ("train", "val", "test"))
-    base, novel = (len(dataset.items("test", half)) for half in ("base", "novel"))  # type: ignore[arg-type]
+    base, novel = (len(dataset.items("test", half)) for half in ("base", "novel"))
     result.halves = f"{base:,} / {novel:,}"
     if dataset.nonstandard:
         result.problems.append(dataset.nonstandard)

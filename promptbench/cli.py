@@ -272,6 +272,40 @@ def data_prepare(
         print(line)
 
 
+@data_app.command(
+    "import-draw",
+    epilog=_examples(
+        "promptbench data import-draw dtd/split_fewshot/shot_16-seed_1.pkl --dataset dtd",
+        "promptbench run coop --dataset dtd --draws draws",
+    ),
+)
+def data_import_draw(
+    file: Annotated[Path, typer.Argument(help="A pickle shot_<K>-seed_<S>.pkl of the official code.")],
+    dataset: Annotated[str, typer.Option(help="The dataset it was drawn from.")],
+    data_root: DataRoot = None,
+    draws: Annotated[Path, typer.Option(help="Folder to write the draw to, for `run --draws`.")] = Path(
+        "draws"
+    ),
+) -> None:
+    """Turn a few-shot draw of the official code into JSON, and say whether it equals our own draw."""
+    import re
+
+    from promptbench.data import load
+    from promptbench.draws import draw_few_shot, draw_file, import_draw, write_draw
+
+    found = re.fullmatch(r"shot_(\d+)-seed_(\d+)\.pkl", file.name)
+    if not found:
+        raise UserError(f"{file.name} does not say its shots and seed; name it shot_<K>-seed_<S>.pkl.")
+    shots, seed = int(found[1]), int(found[2])
+    known = load(dataset, data_root, allow_nonstandard=True)
+    train, val = import_draw(file, known)
+    own, _ = draw_few_shot(known.splits["train"], known.splits["val"], shots, seed)
+    path = draw_file(draws, known.name, shots, seed)
+    write_draw(path, train, val)
+    same = "equal to our own draw" if train == own else "not our own draw; use it with --draws"
+    print(f"wrote {path}: {len(train)} training pictures, {same}")
+
+
 @app.command(
     epilog=_examples("promptbench verify --out results", "promptbench verify --benchmark crossdataset")
 )
@@ -322,7 +356,7 @@ def verify(
         print(found.to_markdown(index=False))
     else:
         shown = found.drop(columns="source").astype(str)
-        _print_rows(shown.to_dict("records"))
+        _print_rows([{str(key): text for key, text in row.items()} for row in shown.to_dict("records")])
     if (found["verdict"] != "pass").any():
         raise typer.Exit(1)
 

@@ -168,7 +168,9 @@ class FrozenCLIP:
             return True
         if self.activation_bytes is None:
             self.activation_bytes = free_memory(self.device) // 2
-        return kept_bytes(*x.shape, self.shape.text_layers, x.element_size()) <= self.activation_bytes
+        return (
+            kept_bytes(len(x), x.shape[1], self.shape.text_layers, x.element_size()) <= self.activation_bytes
+        )
 
     def _text_reference(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
         """The same hidden states from open_clip's own blocks over the whole padded context."""

@@ -60,7 +60,7 @@ def lookup(
         rows = rows[rows["setting"].str.match(rf"{shots}-shot\b")]
     if kind.published_setting:
         rows = rows[rows["setting"].str.contains(kind.published_setting, regex=False)]
-    return rows.iloc[0].to_dict() if len(rows) else None
+    return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else None
 
 
 def band(trains: bool, dataset: str, metric: str) -> float:

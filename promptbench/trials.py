@@ -185,6 +185,7 @@ def plan(
     fingerprint = hash_file(path) if path else tag
     shape = weights.backbone_shape(backbone)
     shots = tuple(shots or benchmark.shots)
+    units: list[tuple[Dataset, tuple[Dataset, ...]]]
     if not benchmark.transfer:
         units = [(dataset, (dataset,)) for dataset in datasets]
     elif source is None:
