@@ -214,7 +214,9 @@ def notes(summary: pd.DataFrame) -> list[str]:
         lines.append(f"Mean of the datasets' HMs, for comparison: {each}.")
     if sources := summary.attrs.get("sources"):
         lines.append(f"Trained on {', '.join(sources)}, which is no part of the average.")
-    lines += [f"{label}." for label in summary.attrs.get("labels", [])]
+    if labels := summary.attrs.get("labels"):
+        names = ", ".join(label.partition(": ")[0] for label in labels)
+        lines.append(f"Non-standard splits, not comparable with published numbers: {names}.")
     lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
     if len(lacking):
         lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")

@@ -342,7 +342,7 @@ def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
     assert average["all_std"] == pytest.approx(pd.Series([55.0, 57.5]).std())
     text = render(summary, "md")
     assert "Trained on src, which is no part of the average." in text
-    assert "a: non-standard split." in text
+    assert "Non-standard splits, not comparable with published numbers: a." in text
 
 
 def test_verify_against_published_numbers() -> None:
