@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from promptbench.cards import Card
-from promptbench.data import Found, check_paths, read_file, read_splits
+from promptbench.data import Found, read_file, read_splits
 from promptbench.errors import UserError
 from promptbench.files import hash_file, hash_value
 
@@ -35,10 +35,12 @@ def _folder(root: Path) -> Found:
     if not split.is_file():
         raise UserError(f"There is no split.json in {root}; put the split file there.")
     splits, fingerprint = read_splits(split.read_bytes(), str(split))
-    check_paths(splits, str(split))
+    inside = root.resolve()
     sizes: dict[str, int] = {}
     for item in (item for items in splits.values() for item in items):
-        path = root / item.path
+        path = (root / item.path).resolve()
+        if not path.is_relative_to(inside):  # a link may lead out too
+            raise UserError(f"{split} names {item.path!r}, which lies outside {root}; correct the path.")
         if not path.is_file():
             raise UserError(f"{split} names {item.path!r}, which is not in {root}; restore the picture.")
         sizes[item.path] = path.stat().st_size
