@@ -31,36 +31,34 @@ def call(*arguments: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_quick_and_ends_with_two_examples(command: list[str]) -> None:
-    environment = {**os.environ, "COLUMNS": "160"}
+def test_help_is_quick() -> None:
     best = 9.0
-    for _ in range(4):  # the best of four: other work on the machine is not the command's fault
+    for _ in range(8):  # the best of eight: other work on the machine is not the command's fault
         started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "promptbench", *command, "--help"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=True,
-        )
+        subprocess.run([sys.executable, "-m", "promptbench", "--help"], capture_output=True, check=True)
         best = min(best, time.perf_counter() - started)
         if best < 0.5:
             break
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    examples = lines[lines.index("Examples") + 1 :]
-    assert len(examples) == 2
-    assert all(line.startswith("promptbench ") for line in examples)
     assert best < 0.5
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy_and_ends_with_two_examples(command: list[str]) -> None:
     code = (
-        "import sys, promptbench.cli; "
-        "print(sorted({'torch', 'open_clip', 'pandas', 'matplotlib', 'pydantic'} & sys.modules.keys()))"
+        "import atexit, sys; from promptbench import cli\n"
+        "heavy = {'torch', 'open_clip', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'yaml'}\n"
+        "atexit.register(lambda: print(sorted(heavy & sys.modules.keys())))\n"
+        f"sys.argv = ['promptbench', *{command}, '--help']; cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    environment = {**os.environ, "COLUMNS": "160"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    assert lines.pop() == "[]"
+    examples = lines[lines.index("Examples") + 1 :]
+    assert len(examples) == 2
+    assert all(line.startswith("promptbench ") for line in examples)
 
 
 def arguments(card: Path, out: Path, *more: str) -> list[str]:

@@ -151,12 +151,15 @@ def shown_by_name(spec: dict[str, Any], suite: dict[str, dict[str, str]], packag
     classes = {phrase: name for name, phrases in spec["classes"].items() for phrase in phrases}
     if len(classes) != sum(map(len, spec["classes"].values())):
         raise ValueError("a name of an icon stands for two classes of one dataset; see classes.yaml")
+    excluded = set(spec.get("exclude", ()))
     found = []
     for split, sets in suite.items():
         for name, style in sets.items():
             count: Counter[str] = Counter()
             for drawing in one_per_manner(
-                one for one in drawings.read_set(packages, name) if one.phrase in classes
+                one
+                for one in drawings.read_set(packages, name)
+                if one.phrase in classes and f"{name}/{one.name}" not in excluded
             ):
                 classname = classes[drawing.phrase]
                 count[classname] += 1
