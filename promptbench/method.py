@@ -45,6 +45,10 @@ class Settings(BaseModel):
     eps: float = Field(1e-8, gt=0, description="Adam and AdamW only")
     warmup_epochs: Count = Field(1, description="epochs at warmup_lr before the cosine starts")
     warmup_lr: Rate = 1e-5
+    schedule: Literal["epoch", "step"] = Field("epoch", description="how often the cosine is stepped")
+    lr_min: Rate = Field(0.0, description="where the cosine ends")
+    gpa_mean: float = Field(0.0, description="epoch that weighs most in Gaussian prompt aggregation")
+    gpa_std: Rate = Field(0.0, description="width of its weights in epochs; 0 = no aggregation")
     crop_min: float = Field(0.08, gt=0, le=1, description="smallest area of the random crop")
 
 

@@ -40,20 +40,36 @@ class Progress:
     frozen_seconds: float = 0.0
     wait_seconds: float = 0.0  # of the training time: for pictures
     history: list[dict[str, float]] = field(default_factory=list)
+    aggregate: list[Tensor] = field(default_factory=list)  # weighted sum of the parameters so far
 
 
 Report = Callable[[Progress, int], None]  # after each epoch, with the number of epochs
 
 
-def learning_rate(settings: Settings, epoch: int) -> float:
-    """The field's schedule, stepped once per epoch (Dassl.pytorch: dassl/optim/lr_scheduler.py).
+def learning_rate(settings: Settings, epoch: float) -> float:
+    """The rate at ``epoch`` (counted from 0; a fraction inside an epoch, for ``schedule=step``).
 
-    ``warmup_lr`` for the first ``warmup_epochs`` W, then lr (1 + cos(pi (epoch - W) / epochs)) / 2: the
-    cosine starts late and so never reaches zero.
+    ``warmup_lr`` for the first ``warmup_epochs`` W, then from lr to lr_min by
+    lr_min + (lr - lr_min) (1 + cos(pi (epoch - W) / epochs)) / 2: with a warm-up the cosine starts late
+    and so never ends (Dassl.pytorch: dassl/optim/lr_scheduler.py, stepped once per epoch).
     """
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
-    return settings.lr * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+    height = (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+    return settings.lr_min + (settings.lr - settings.lr_min) * height
+
+
+def aggregation_weights(settings: Settings) -> list[float]:
+    """Gaussian prompt aggregation: the weight of the parameters after each epoch 1..E, summing to one.
+
+    A normal density with mean ``gpa_mean`` and standard deviation ``gpa_std`` at e = 1..E over its sum
+    (muzairkhattak/PromptSRC: trainers/promptsrc.py). Empty if ``gpa_std`` is 0.
+    """
+    if not settings.gpa_std:
+        return []
+    away = [((e - settings.gpa_mean) / settings.gpa_std) ** 2 / 2 for e in range(1, settings.epochs + 1)]
+    heights = [math.exp(min(away) - one) for one in away]  # the highest is 1: no density is lost to underflow
+    return [height / sum(heights) for height in heights]
 
 
 def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -63,6 +79,13 @@ def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.op
         return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr, eps=settings.eps, weight_decay=decay)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, epoch: float) -> float:
+    rate = learning_rate(settings, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def resolve_precision(device: torch.device, precision: str) -> Precision:
@@ -117,6 +140,7 @@ def fit(
     views = Views(**clip.preprocess, crop_min=settings.crop_min, flip=dataset.card.flip)
     labels = torch.tensor([item.label for item in items], device=clip.device)
     progress = _resume(folder, method, optimizer, scaler)
+    aggregation = aggregation_weights(settings)
     method.train()
     for epoch in range(progress.epoch, settings.epochs):
         batches = epoch_order(len(items), settings.batch_size, seed, epoch)
@@ -129,16 +153,16 @@ def fit(
         progress.frozen_seconds += time.perf_counter() - started
 
         started = time.perf_counter()
-        lr = learning_rate(settings, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = _set_rate(optimizer, settings, epoch)
         images: Iterator[Tensor] = iter(())
         if method.needs_images:
             images = load_batches(dataset, items, views, batches, draw, clip.device, workers)
         losses = []
         with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
-            for batch_indices in batches:
+            for step, batch_indices in enumerate(batches):
+                if settings.schedule == "step":
+                    lr = _set_rate(optimizer, settings, epoch + step / len(batches))
                 index = torch.tensor(batch_indices, device=clip.device)
                 waiting = time.perf_counter()
                 pictures = next(images, None)
@@ -156,8 +180,16 @@ def fit(
         progress.epoch, progress.steps = epoch + 1, progress.steps + len(batches)
         progress.train_seconds += time.perf_counter() - started
         progress.history.append({"epoch": epoch + 1, "lr": lr, "loss": values.mean().item()})
+        if aggregation:
+            sums = progress.aggregate or [torch.zeros_like(p) for p in parameters]
+            added = zip(sums, parameters, strict=True)
+            progress.aggregate = [sum_ + aggregation[epoch] * p.detach() for sum_, p in added]
         _save(folder, progress, method, optimizer, scaler)
         report(progress, settings.epochs)
+    if aggregation:  # the sum replaces the parameters; the checkpoint keeps those of the last epoch
+        with torch.no_grad():
+            for parameter, sum_ in zip(parameters, progress.aggregate, strict=True):
+                parameter.copy_(sum_)
     return progress
 
 

@@ -1,6 +1,7 @@
 """The loop: the field's schedule, exact resumption, cached features, and a loss that is not a number."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from promptbench.progress import PlainReporter
 from promptbench.train import (
     CHECKPOINT,
     Progress,
+    aggregation_weights,
     autocast,
     create,
     fit,
@@ -46,6 +48,60 @@ def test_schedule_of_maple() -> None:
     assert [learning_rate(without, e) for e in range(4)] == pytest.approx(
         [1, 0.853553, 0.5, 0.146447], rel=1e-5
     )
+
+
+def test_schedule_stepped_within_epochs(clip: FrozenCLIP, colours: data.Dataset) -> None:
+    settings = Settings(lr=1.0, lr_min=0.2, epochs=4, warmup_epochs=0, schedule="step")
+    assert [learning_rate(settings, e) for e in (0, 1.5, 2, 4)] == pytest.approx([1, 0.753073, 0.6, 0.2])
+    steps = {"schedule": "step", "warmup_epochs": 0, "epochs": 2, "lr": 1e-3, "batch_size": 4}
+    _, progress = trained(clip, colours, "coop", **steps)
+    batches = progress.steps // 2
+    last = [(2 * batches - 1) / batches / 2, (batches - 1) / batches / 2]  # of the run, of the first epoch
+    expected = [1e-3 * (1 + math.cos(math.pi * part)) / 2 for part in reversed(last)]
+    assert [row["lr"] for row in progress.history] == pytest.approx(expected)
+
+
+def test_gaussian_prompt_aggregation(clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path) -> None:
+    """The result is the sum of the parameters after every epoch, also if the run was cut off in between."""
+    # protocol of PromptSRC, section 11 of its card: 20 epochs, mean 15, width 1
+    twenty = aggregation_weights(Settings(epochs=20, gpa_mean=15, gpa_std=1))
+    assert [round(w, 3) for w in twenty[12:18]] == [0.054, 0.242, 0.399, 0.242, 0.054, 0.004]
+    far = aggregation_weights(Settings(epochs=2, gpa_mean=400, gpa_std=0.1))
+    assert far == pytest.approx([0, 1])
+    assert aggregation_weights(Settings(epochs=2)) == []
+
+    kind, classes = get_method("mmlop"), colours.classes("base")
+    settings: Any = kind.Settings.model_validate(
+        {"epochs": 4, "depth": 3, "lr": 0.02, "gpa_mean": 2.5, "gpa_std": 1.0}
+    )
+    items = colours.few_shot(4, 1, "base")
+    after: list[dict[str, torch.Tensor]] = []
+    straight = create(kind, clip, settings, classes, seed=1)
+
+    def keep(progress: Progress, epochs: int) -> None:
+        after.append({name: p.detach().clone() for name, p in straight.named_parameters()})
+
+    fit(straight, colours, items, classes, seed=1, report=keep)
+    outer, inner = math.exp(-(1.5**2) / 2), math.exp(-(0.5**2) / 2)
+    weights = [w / (2 * outer + 2 * inner) for w in (outer, inner, inner, outer)]
+    for name, parameter in straight.named_parameters():
+        parts = [w * state[name] for w, state in zip(weights, after, strict=True)]
+        expected = torch.stack(parts).sum(dim=0)
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-7, rtol=1e-6)
+        assert not torch.equal(parameter, after[-1][name])
+
+    def cut(progress: Progress, epochs: int) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    for _ in range(2):  # cut off after the second epoch, then resumed
+        resumed = create(kind, clip, settings, classes, seed=1)
+        try:
+            fit(resumed, colours, items, classes, seed=1, folder=tmp_path, report=cut)
+        except KeyboardInterrupt:
+            continue
+    for name, parameter in resumed.named_parameters():
+        assert torch.equal(parameter, dict(straight.named_parameters())[name])
 
 
 def trained(clip: FrozenCLIP, dataset: data.Dataset, name: str, **settings: Any) -> tuple[Any, Progress]:
