@@ -18,12 +18,14 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,17 +284,22 @@ def choose(found: list[Shown], spec: dict[str, Any]) -> tuple[list[Shown], list[
     return chosen, names, sorted(set(per) - set(names))
 
 
-def write_archive(path: Path, chosen: Iterable[Shown], names: list[str]) -> dict[str, int]:
+def webp(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "webp", lossless=True, quality=100, method=6)
+    return buffer.getvalue()
+
+
+def write_archive(path: Path, chosen: Sequence[Shown], names: list[str]) -> dict[str, int]:
     """Lossless WebP pictures and ``split.json`` in one zip, the same bytes always. Returns split sizes."""
     splits: dict[str, list[Any]] = {split: [] for split in MOST}
-    files = {}
+    members = []
     for one in chosen:
         slug = one.classname.replace(" ", "_")
-        member = f"images/{slug}/{one.style}--{one.drawing.set}--{one.drawing.name}.webp"
-        buffer = io.BytesIO()
-        Image.fromarray(one.picture).save(buffer, "webp", lossless=True, quality=100, method=6)
-        files[member] = buffer.getvalue()
-        splits[one.split].append([member, names.index(one.classname), one.classname])
+        members.append(f"images/{slug}/{one.style}--{one.drawing.set}--{one.drawing.name}.webp")
+        splits[one.split].append([members[-1], names.index(one.classname), one.classname])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the encoder releases the lock
+        files = dict(zip(members, pool.map(webp, [one.picture for one in chosen]), strict=True))
     ordered = {split: sorted(items, key=lambda item: (item[1], item[0])) for split, items in splits.items()}
     files["split.json"] = json.dumps(ordered, indent=0).encode()
     with zipfile.ZipFile(path, "w") as archive:
