@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
 from promptbench.method import Count, Method, Positive, PromptSettings, Rate
-from promptbench.tokens import uses_words
+from promptbench.tokens import TextLayout, uses_words
 from promptbench.weights import Shape
 
 
@@ -82,11 +82,9 @@ class CoOp(Method):
     def prompts(self) -> Prompts:
         return Prompts(text=[self.ctx])
 
-    def raw_text_features(self, classes: Classes) -> Tensor:
+    def layout(self, classes: Classes) -> TextLayout:
         s = self.settings
-        shared = not s.class_specific
-        layout = self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx, s.position, shared)
-        return self.clip.text_features(layout, [self.ctx])
+        return self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx, s.position, not s.class_specific)
 
     @classmethod
     def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class ZeroShot(Method):
     name = "zeroshot"
     paper = "arXiv:2103.00020"
     published_name = "CLIP"
+    uses_shots = False
     Settings = ZeroShotSettings
 
     def text_features(self, classes: Classes) -> Tensor:

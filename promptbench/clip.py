@@ -8,9 +8,11 @@ open_clip's own blocks over the full context. Both give the same features and pr
 This is the only module that touches open_clip's internals.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,28 +31,42 @@ _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
 
 @dataclass(frozen=True)
 class Classes:
-    """A label space: class names in label order and the dataset's zero-shot template."""
+    """A label space: class names in label order, the dataset's zero-shot template and its name."""
 
     names: tuple[str, ...]
     template: str = "a photo of a {}."
+    dataset: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
+#: What an adapter adds inside block ``i`` (from 0), given the block's normalised input h = ln_1(x)
+#: [..., N, d]: to queries, keys and values [..., N, 3d], and to the block's output [..., N, d].
+Hook = Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]]
+
+
 @dataclass
 class Prompts:
-    """Learned tokens for both towers, one tensor per prompted layer, counted from the input.
+    """What a method puts into the towers: tokens, one tensor per layer counted from the input, and hooks.
 
-    ``text[i]`` is [n_t, d_t] and takes positions 1..n_t before block i; ``text[0]`` may be
-    [C, n_t, d_t] (class-specific context). ``vision[i]`` is [n_v, d_v] and stands behind the patches.
-    The token of layer i replaces what came out of layer i-1 (deep prompting). Layer 0 text tokens get
-    the positional embedding, layer 0 vision tokens pass ``ln_pre``; deeper ones get neither
+    ``text[i]`` is [n_t, d_t] and takes positions 1..n_t before block i; [C, n_t, d_t] if it differs
+    between classes. Where the layout has no places for learnable tokens, the first of them (i > 0) is
+    inserted behind the start token instead (MMRL). ``vision[i]`` is [n_v, d_v] and stands behind the
+    patches; the first of them may come at any layer. None leaves a layer's tokens as they are.
+
+    The token of layer i replaces what came out of layer i-1 (deep prompting), or, with ``mix`` < 1, its
+    share in ``mix * new + (1 - mix) * old``. Layer 0 text tokens get the positional embedding, layer 0
+    vision tokens pass ``ln_pre`` (unless that is False); deeper ones get neither
     (multimodal-prompt-learning: clip/model.py).
     """
 
-    text: Sequence[Tensor] = ()
-    vision: Sequence[Tensor] = ()
+    text: Sequence[Tensor | None] = ()
+    vision: Sequence[Tensor | None] = ()
+    mix: float = 1.0
+    ln_pre: bool = True
+    text_hook: Hook | None = None
+    vision_hook: Hook | None = None
 
 
 class FrozenCLIP:
@@ -117,50 +133,54 @@ class FrozenCLIP:
         return self._layouts[key]
 
     def prompt_layout(
-        self, classes: Classes, words: str, n_ctx: int, position: Position = "end", shared: bool = True
+        self,
+        classes: Classes,
+        words: str,
+        n_ctx: int,
+        position: Position = "end",
+        shared: bool = True,
+        sentence: str = "{}.",
     ) -> TextLayout:
         """The layout of ``<n_ctx learnable tokens> <class name>.``, see `tokens.prompt_rows`."""
-        return self.layout(prompt_rows(classes.names, words, n_ctx, position), shared)
+        return self.layout(prompt_rows(classes.names, words, n_ctx, position, sentence), shared)
 
     def embed(self, words: str) -> Tensor:
         """Frozen token embeddings of ``words``, without start and end token: [tokens, d_t]."""
         return self.model.token_embedding.weight[torch.tensor(encode(words), device=self.device)]
 
-    def text_features(self, layout: TextLayout, prompts: Sequence[Tensor] = ()) -> Tensor:
+    def text_features(self, layout: TextLayout, prompts: Prompts | None = None) -> Tensor:
         """Text features of every class before normalisation: [C, e].
 
-        ``prompts`` as `Prompts.text`; required if the layout has learnable tokens.
+        ``prompts.text[0]`` is required if the layout has learnable tokens.
         """
-        if layout.n_ctx and (not prompts or prompts[0].shape[-2] != layout.n_ctx):
+        prompts = prompts or Prompts()
+        first = prompts.text[0] if prompts.text else None
+        if layout.n_ctx and (first is None or first.shape[-2] != layout.n_ctx):
             raise ValueError(f"the layout holds {layout.n_ctx} context tokens, the prompts do not")
-        if len(prompts) > 1 and not layout.deep:
+        if layout.n_ctx and any(p is not None for p in prompts.text[1:]) and not layout.deep:
             raise ValueError("deep text prompts need their context tokens right after the start token")
         x = self._text_reference(layout, prompts) if self.reference else self._text_packed(layout, prompts)
         return _project(self.model.ln_final(x), self.model.text_projection)
 
-    def _text_packed(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
+    def _text_packed(self, layout: TextLayout, prompts: Prompts) -> Tensor:
         """Hidden states at the end tokens, [C, d_t], from the packed sequence: no padding, prefix once."""
         frozen = self.model.positional_embedding[layout.positions]
-        embedded = self.model.token_embedding.weight[layout.ids]
+        x = self.model.token_embedding.weight[layout.ids]
         if layout.n_ctx:
-            slots = prompts[0].reshape(-1, prompts[0].shape[-1])[layout.slot_of]
-            embedded = embedded.index_copy(0, layout.slot_at, slots.to(embedded.dtype))
-        x = embedded + frozen
+            x = layout.put(x, _given(prompts.text, 0))
+        x = x + frozen
         blocks = self.model.transformer.resblocks
         for i, block in enumerate(blocks):
-            if 0 < i < len(prompts):
-                x = torch.cat([x[:1], prompts[i].to(x.dtype), x[1 + layout.n_ctx :]])
-            if i < len(blocks) - 1:
-                step = partial(_block, block, attention=lambda q, k, v: _attend_packed(q, k, v, layout))
-                # Run again in the backward pass instead of kept, where a thousand classes would not fit.
-                x = (
-                    step(x, x)
-                    if self._fits(x)
-                    else checkpoint(lambda x, s=step: s(x, x), x, use_reentrant=False)
-                )
-            else:
-                x = _block(block, x[layout.ends], x, lambda q, k, v: _attend_ends(q, k, v, layout))
-        return x
+            if i and (new := _given(prompts.text, i)) is not None:
+                x, layout = layout.prompted(x, new, prompts.mix)
+            hook = partial(prompts.text_hook, i) if prompts.text_hook else None
+            if i == len(blocks) - 1:
+                attention = partial(_attend_ends, layout=layout)
+                return _block(block, x, attention, hook, pick=itemgetter(layout.ends))
+            step = partial(_block, block, attention=partial(_attend_packed, layout=layout), hook=hook)
+            # Run again in the backward pass instead of kept, where a thousand classes would not fit.
+            x = step(x) if self._fits(x) else checkpoint(step, x, use_reentrant=False)
+        raise AssertionError("a tower has at least one block")
 
     def _fits(self, x: Tensor) -> bool:
         """Whether what the text tower keeps of ``x`` [tokens, d_t] for the backward pass fits in memory."""
@@ -172,43 +192,62 @@ class FrozenCLIP:
             kept_bytes(len(x), x.shape[1], self.shape.text_layers, x.element_size()) <= self.activation_bytes
         )
 
-    def _text_reference(self, layout: TextLayout, prompts: Sequence[Tensor]) -> Tensor:
+    def _text_reference(self, layout: TextLayout, prompts: Prompts) -> Tensor:
         """The same hidden states from open_clip's own blocks over the whole padded context."""
         model, length, n = self.model, self.shape.context_length, layout.n_ctx
         padded = torch.zeros(len(layout.rows), length, dtype=torch.long, device=self.device)
         for c, row in enumerate(layout.rows):
             padded[c, : len(row)] = torch.tensor(row)
-        x = model.token_embedding(padded.clamp(min=0))
+        x, mask = model.token_embedding(padded.clamp(min=0)), model.attn_mask
         if n:
-            context = prompts[0].expand(len(x), n, -1)
+            context = _given(prompts.text, 0).expand(len(x), n, -1)
             at = padded < 0
             slot = (-1 - padded).clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
             x = torch.where(at[..., None], context.gather(1, slot), x)
         x = x + model.positional_embedding
-        for i, block in enumerate(model.transformer.resblocks):
-            if 0 < i < len(prompts):
-                deep = prompts[i].expand(len(x), n, -1)
-                x = torch.cat([x[:, :1], deep, x[:, 1 + n :]], dim=1)
-            x = _call_block(model.transformer, block, x, model.attn_mask)
         ends = torch.tensor([len(row) - 1 for row in layout.rows], device=self.device)
+        for i, block in enumerate(model.transformer.resblocks):
+            if i and (new := _given(prompts.text, i)) is not None:
+                new = new.expand(len(x), new.shape[-2], -1)
+                if n:
+                    new = prompts.mix * new + (1 - prompts.mix) * x[:, 1 : 1 + n]
+                else:  # inserted, so the mask grows and every end token moves
+                    ends = ends + new.shape[1]
+                    longer = x.shape[1] + new.shape[1]
+                    mask = torch.full((longer, longer), -math.inf, device=self.device).triu(1)
+                x = torch.cat([x[:, :1], new, x[:, 1 + n :]], dim=1)
+                n = new.shape[1]
+            x = _call_block(model.transformer, block, x, mask, prompts.text_hook, i)
         return x[torch.arange(len(x), device=self.device), ends]
 
-    def frozen_text(self, classes: Classes, templates: Sequence[str], normalise_each: bool = True) -> Tensor:
-        """Unit-norm frozen text features of a template ensemble: [C, e], computed once per class set.
+    def frozen_text(
+        self,
+        classes: Classes,
+        templates: Sequence[str],
+        normalise_each: bool = True,
+        normalise_mean: bool = True,
+    ) -> Tensor:
+        """Frozen text features of a template ensemble: [C, e], computed once per class set.
 
         Mean over templates of the (normalised, or with ``normalise_each`` False raw) features,
-        normalised once more. Zero-shot CLIP normalises each; PromptSRC's anchors do not.
+        normalised once more unless ``normalise_mean`` is False. Zero-shot CLIP normalises each,
+        PromptSRC's anchors only the mean, TaskRes neither.
         """
-        parts = {"classes": classes.names, "templates": tuple(templates), "normalise_each": normalise_each}
+        parts: dict[str, Any] = {"classes": classes.names, "templates": tuple(templates)}
+        parts |= {"normalise_each": normalise_each, "normalise_mean": normalise_mean}
         key = {"what": "text", **self.identity(), **parts}
         memo = tuple(key.values())
         if memo not in self._frozen:
-            features = self.cache.get(key, lambda: self._ensemble(classes, templates, normalise_each))
+            features = self.cache.get(
+                key, lambda: self._ensemble(classes, templates, normalise_each, normalise_mean)
+            )
             self._frozen[memo] = features.to(self.device)
         return self._frozen[memo]
 
     @torch.no_grad()
-    def _ensemble(self, classes: Classes, templates: Sequence[str], normalise_each: bool) -> Tensor:
+    def _ensemble(
+        self, classes: Classes, templates: Sequence[str], normalise_each: bool, normalise_mean: bool
+    ) -> Tensor:
         total = torch.zeros(len(classes), self.shape.embed_dim, device=self.device)
         for template in templates:
             rows = template_rows(classes.names, template)
@@ -219,7 +258,8 @@ class FrozenCLIP:
             layouts = [TextLayout(chunk, length, device=self.device) for chunk in chunks]
             features = torch.cat([self.text_features(layout) for layout in layouts]).float()
             total += F.normalize(features, dim=-1) if normalise_each else features
-        return F.normalize(total / len(templates), dim=-1)
+        mean = total / len(templates)
+        return F.normalize(mean, dim=-1) if normalise_mean else mean
 
     def identity(self) -> dict[str, Any]:
         """What frozen features depend on besides their input: the key of every cache."""
@@ -235,31 +275,45 @@ class FrozenCLIP:
 
     # ------------------------------------------------------------------ vision
 
-    def image_features(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
-        """Image features before normalisation: images [B, 3, size, size] -> [B, e].
-
-        ``prompts`` as `Prompts.vision`: n_v tokens behind the patches, layer 0 through ``ln_pre``,
-        layer i replacing the last n_v tokens before block i.
-        """
-        visual = self.model.visual
-        if self.reference and not prompts:
+    def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Image features before normalisation: images [B, 3, size, size] -> [B, e]."""
+        if self.reference and prompts is None:
             return self.model.encode_image(images)
+        return _project(self.image_states(images, prompts)[:, 0], self.image_projection)
+
+    @property
+    def image_projection(self) -> Tensor:
+        """The map from the vision tower's width into the joint space: [d_v, e]."""
+        return self.model.visual.proj
+
+    def image_states(self, images: Tensor, prompts: Prompts | None = None, n_read: int = 0) -> Tensor:
+        """The class token and the last ``n_read`` prompt tokens after ``ln_post``: [B, 1 + n_read, d_v]."""
+        prompts, visual = prompts or Prompts(), self.model.visual
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
-        if prompts:
-            x = torch.cat([x, visual.ln_pre(prompts[0].to(x.dtype)).expand(len(x), -1, -1)], dim=1)
-        blocks = visual.transformer.resblocks
+        n, blocks = 0, visual.transformer.resblocks
+
+        def pick(t: Tensor) -> Tensor:
+            return torch.cat([t[:, :1], t[:, t.shape[1] - n_read :]], dim=1) if n_read else t[:, :1]
+
         for i, block in enumerate(blocks):
-            if 0 < i < len(prompts):
-                n = prompts[i].shape[0]
-                x = torch.cat([x[:, :-n], prompts[i].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            if (new := _given(prompts.vision, i)) is not None:
+                new = new.to(x.dtype)
+                if i == 0 and prompts.ln_pre:
+                    new = visual.ln_pre(new)
+                new = new.expand(len(x), -1, -1)
+                if n and prompts.mix != 1:
+                    new = prompts.mix * new + (1 - prompts.mix) * x[:, -n:]
+                x = torch.cat([x[:, : x.shape[1] - n], new], dim=1)
+                n = new.shape[1]
             if self.reference:
-                x = _call_block(visual.transformer, block, x, None)
+                x = _call_block(visual.transformer, block, x, None, prompts.vision_hook, i)
             else:
+                hook = partial(prompts.vision_hook, i) if prompts.vision_hook else None
                 last = i == len(blocks) - 1
-                x = _block(block, x[:, :1] if last else x, x, F.scaled_dot_product_attention)
-        return _project(visual.ln_post(x[:, 0]), visual.proj)
+                x = _block(block, x, F.scaled_dot_product_attention, hook, pick if last else None)
+        return visual.ln_post(pick(x))
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """scale * image @ text.T for unit-norm features [B, e] and [C, e]: [B, C], always in fp32.
@@ -282,26 +336,45 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _block(block: Any, read: Tensor, x: Tensor, attention: Attention) -> Tensor:
-    """One pre-norm residual block of open_clip, for the tokens in ``read``, which attend to those in ``x``.
+def _given(tokens: Sequence[Tensor | None], layer: int) -> Any:
+    """The tokens that take their places before block ``layer``, or None."""
+    return tokens[layer] if layer < len(tokens) else None
 
-    ``read`` is ``x`` itself, or the rows of it that are still needed. Tokens are [..., N, d];
+
+def _block(
+    block: Any,
+    x: Tensor,
+    attention: Attention,
+    hook: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None,
+    pick: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One pre-norm residual block of open_clip on tokens x [..., N, d].
+
     ``attention`` gets queries, keys and values [..., heads, N, d / heads] and returns the queries' shape.
+    ``pick`` chooses the tokens that are still needed, [..., M, d]: all attend, only they are computed.
     """
     attn = block.attn
     weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, attn.embed_dim
+    pick = pick or (lambda t: t)
 
     def heads(t: Tensor) -> Tensor:
         return t.unflatten(-1, (attn.num_heads, -1)).transpose(-3, -2)
 
+    h = block.ln_1(x)
+    read = pick(x)
     if read is x:
-        q, k, v = F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
+        q, k, v = F.linear(h, weight, bias).chunk(3, dim=-1)
     else:
-        q = F.linear(block.ln_1(read), weight[:width], bias[:width])
-        k, v = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
+        q = F.linear(pick(h), weight[:width], bias[:width])
+        k, v = F.linear(h, weight[width:], bias[width:]).chunk(2, dim=-1)
+    inside, beside = hook(h) if hook else (None, None)
+    if inside is not None:
+        more_q, more_k, more_v = inside.chunk(3, dim=-1)
+        q, k, v = q + pick(more_q), k + more_k, v + more_v
     attended = attention(heads(q), heads(k), heads(v)).transpose(-3, -2).flatten(-2)
     read = read + block.ls_1(attn.out_proj(attended))
-    return read + block.ls_2(block.mlp(block.ln_2(read)))
+    read = read + block.ls_2(block.mlp(block.ln_2(read)))
+    return read if beside is None else read + pick(beside)
 
 
 def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
@@ -347,8 +420,14 @@ def _after(prefix: Tensor, own: Tensor) -> Tensor:
     return torch.cat([prefix.expand(len(own), -1, -1, -1), own], dim=2)
 
 
-def _call_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-    """open_clip's own block, whatever order of dimensions its transformer uses."""
+def _call_block(
+    transformer: Any, block: Any, x: Tensor, mask: Tensor | None, hook: Hook | None, layer: int
+) -> Tensor:
+    """open_clip's own block, whatever order of dimensions its transformer uses; with a hook, which
+    open_clip has no place for, ours over the same tokens."""
+    if hook:
+        attention = partial(F.scaled_dot_product_attention, attn_mask=mask)
+        return _block(block, x, attention, partial(hook, layer))
     if transformer.batch_first:
         return block(x, attn_mask=mask)
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)

@@ -95,7 +95,8 @@ class Dataset:
 
     def classes(self, half: Half = "all") -> Classes:
         """The label space of a half: names renumbered from 0."""
-        return Classes(tuple(self.classnames[label] for label in self.half(half)), self.card.template)
+        names = tuple(self.classnames[label] for label in self.half(half))
+        return Classes(names, self.card.template, self.name)
 
     def items(self, split: Split, half: Half = "all", limit: int | None = None) -> list[Item]:
         """Items of a split in one half, in file order, labels renumbered; at most ``limit`` per class."""
@@ -121,6 +122,16 @@ class Dataset:
 
         Raises UserError if a class holds fewer than ``shots`` pictures.
         """
+        return restrict(self._draw(shots, seed)[0], self.half(half))
+
+    def few_shot_val(self, shots: int, seed: int, half: Half) -> list[Item]:
+        """The validation pictures that go with them, min(shots, 4) per class; none where the split's
+        validation pictures are its test pictures (ImageNet), which must choose nothing."""
+        if list(self.splits["val"]) == list(self.splits["test"]):
+            return []
+        return restrict(self._draw(shots, seed)[1], self.half(half))
+
+    def _draw(self, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
         sizes = [0] * len(self.classnames)
         for item in self.splits["train"]:
             sizes[item.label] += 1
@@ -131,17 +142,18 @@ class Dataset:
                 f"pictures, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
             )
         if self.draws is None:
-            train, _ = kept_draw(self, shots, seed)
-            return restrict(train, self.half(half))
+            return kept_draw(self, shots, seed)
         path = draw_file(self.draws, self.name, shots, seed)
         if not path.is_file():
             raise UserError(f"--draws has no draw for {shots} shots and seed {seed}: expected {path}.")
-        train, _ = read_draw(path)
-        if strange := set(train) - set(self.splits["train"]):
-            raise UserError(
-                f"{path} names {min(strange).path!r}, which is no training picture of {self.name}."
-            )
-        return restrict(train, self.half(half))
+        train, val = read_draw(path)
+        for split, items in {"training": train, "validation": val}.items():
+            known = self.splits["train" if split == "training" else "val"]
+            if strange := set(items) - set(known):
+                raise UserError(
+                    f"{path} names {min(strange).path!r}, which is no {split} picture of {self.name}."
+                )
+        return train, val
 
 
 def restrict(items: Iterable[Item], labels: Sequence[int], limit: int | None = None) -> list[Item]:

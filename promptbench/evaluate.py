@@ -27,7 +27,7 @@ def evaluate(
 ) -> Counts:
     """Count correct answers among the classes of ``evaluation`` only (novel never competes with base).
 
-    Text features are computed once; pictures come in large batches, or their features from the cache if
+    The classifier is computed once; pictures come in large batches, or their features from the cache if
     the method leaves the image tower alone. ``limit``: at most that many pictures per class.
     """
     method.eval()
@@ -37,14 +37,16 @@ def evaluate(
     views = Views(**clip.preprocess)
     labels = torch.tensor([item.label for item in items], device=clip.device)
     with autocast(clip.device, precision):
-        text = method.text_features(classes)
+        classifier = method.classifier(classes)
         if method.needs_images:
             images = load_batches(dataset, items, views, chunks(len(items)), None, clip.device, workers)
             batches = (Batch(y, images=x) for y, x in zip(in_chunks(labels), images, strict=True))
         else:
             frozen = frozen_features(clip, dataset, items, views, None, workers)
             batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
-        right = torch.cat([method.logits(batch, text).argmax(dim=-1) == batch.labels for batch in batches])
+        right = torch.cat(
+            [method.logits(batch, classifier).argmax(dim=-1) == batch.labels for batch in batches]
+        )
     total = torch.bincount(labels, minlength=len(classes)).tolist()
     correct = torch.bincount(labels[right], minlength=len(classes)).tolist()
     return Counts(

@@ -107,10 +107,19 @@ def run_trial(
     if counted != (formula := kind.parameter_count(settings, clip.shape, len(classes))):
         raise RuntimeError(f"{trial.method} trains {counted} parameters, its card says {formula}")
     progress = Progress()
-    if counted:
-        items = dataset.few_shot(trial.shots, trial.seed, trial.train_classes)
+    if kind.uses_shots:
+        draw = (trial.shots, trial.seed, trial.train_classes)
         progress = fit(
-            method, dataset, items, classes, trial.seed, folder, trial.precision, workers, reporter.epoch
+            method,
+            dataset,
+            dataset.few_shot(*draw),
+            classes,
+            trial.seed,
+            folder,
+            trial.precision,
+            workers,
+            reporter.epoch,
+            validation=dataset.few_shot_val(*draw),
         )
     started = time.perf_counter()
     counts = [
@@ -118,11 +127,14 @@ def run_trial(
         for e in trial.evaluations
     ]
     evaluated = time.perf_counter() - started
-    if counted:
+    if method.state_dict():
         state = {key: value.cpu().contiguous() for key, value in method.state_dict().items()}
         # One key only: safetensors writes several in an order that changes from process to process.
         metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
         write_atomic(folder / PROMPTS, save(state, metadata))
+    unseen = any(
+        set(datasets[e.dataset].classes(e.classes).names) - set(classes.names) for e in trial.evaluations
+    )
     involved = dict.fromkeys([trial.dataset, *(e.dataset for e in trial.evaluations)])
     record = Record(
         hash=trial.hash,
@@ -140,7 +152,10 @@ def run_trial(
         ),
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device),
-        labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
+        labels=[
+            *(f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)),
+            *([f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else []),
+        ],
     )
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

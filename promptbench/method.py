@@ -6,7 +6,7 @@ and nothing else (no optimiser, device, precision, data, saving). Its docstring 
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
 from promptbench.errors import UserError, invalid, unknown
-from promptbench.tokens import uses_words
+from promptbench.tokens import TextLayout, uses_words
 from promptbench.weights import Shape
 
 # Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
@@ -39,6 +39,7 @@ class Settings(BaseModel):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Rate = 0.002
     epochs: Count = 0
+    steps: Count = Field(0, description="optimiser steps in all; replaces epochs if not 0")
     batch_size: Positive = 32
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
     weight_decay: float = Field(5e-4, ge=0, description="acts on the prompts although no YAML says so")
@@ -75,18 +76,38 @@ class Batch:
     frozen: Tensor | None = None
 
 
+@dataclass
+class Shots:
+    """The few training pictures as frozen features, for what a method fits in closed form or searches.
+
+    ``features(pass)`` [N, e], before normalisation: of the training views of that pass (0, 1, ...), or of
+    the plain test views for None. ``validation()``: features [M, e] and labels [M] of the few-shot
+    validation pictures; None where a dataset has none of its own (ImageNet's are its test pictures).
+    """
+
+    labels: Tensor
+    classes: Classes
+    features: Callable[[int | None], Tensor]
+    validation: Callable[[], tuple[Tensor, Tensor] | None]
+
+
 class Method(nn.Module):
     """One way to adapt a frozen CLIP to a list of class names.
 
-    Subclasses set ``name`` (what the user types), ``paper`` and ``trains`` (which towers receive
-    gradients), define ``Settings`` and, as a rule, `prompts`; everything else has a default that suits
-    the prompt family. ``state_dict()`` holds the learned tensors and nothing else, so moving to new
-    class names is nothing but passing other `Classes`.
+    Subclasses set ``name`` (what the user types), ``paper`` and ``trains``: what receives gradients,
+    "text" and "vision" for parameters inside or before a tower, "head" for those behind both. They
+    define ``Settings`` and, as a rule, `prompts`; everything else has a default that suits the prompt
+    family. ``state_dict()`` holds the learned tensors and nothing else, so moving to new class names is
+    nothing but passing other `Classes`. A method with parameters of single classes says so in
+    ``fallback``: what it does for a class it was not trained on.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[frozenset[str]] = frozenset()
+    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training pictures
+    unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks it is refused in, and why
+    fallback: ClassVar[str] = ""
     formula: ClassVar[str] = "0"
     Settings: ClassVar[type[Settings]] = Settings
     official_name: ClassVar[str] = ""  # the method's name in parity folders
@@ -141,9 +162,11 @@ class Method(nn.Module):
 
     def raw_text_features(self, classes: Classes) -> Tensor:
         """Text features of the prompted class names before normalisation: [C, e]."""
-        settings = self.settings
-        layout = self.clip.prompt_layout(classes, settings.ctx_init, settings.n_ctx)
-        return self.clip.text_features(layout, self.prompts().text)
+        return self.clip.text_features(self.layout(classes), self.prompts())
+
+    def layout(self, classes: Classes) -> TextLayout:
+        """The text that goes into the tower: by default ``<context> <class name>.``"""
+        return self.clip.prompt_layout(classes, self.settings.ctx_init, self.settings.n_ctx)
 
     def text_features(self, classes: Classes) -> Tensor:
         """Unit-norm text features: [C, e], the classifier."""
@@ -155,15 +178,25 @@ class Method(nn.Module):
             assert batch.frozen is not None
             return F.normalize(batch.frozen, dim=-1)
         assert batch.images is not None
-        return F.normalize(self.clip.image_features(batch.images, self.prompts().vision), dim=-1)
+        return F.normalize(self.clip.image_features(batch.images, self.prompts()), dim=-1)
 
-    def logits(self, batch: Batch, text: Tensor) -> Tensor:
-        """scale * image @ text.T: [B, C], with ``text`` from `text_features`."""
-        return self.clip.logits(self.image_features(batch), text)
+    def classifier(self, classes: Classes) -> Any:
+        """What `logits` needs of the classes, computed once per class set: text features [C, e]."""
+        return self.text_features(classes)
+
+    def logits(self, batch: Batch, classifier: Any) -> Tensor:
+        """scale * image @ text.T: [B, C], with ``classifier`` from `classifier`."""
+        return self.clip.logits(self.image_features(batch), classifier)
 
     def loss(self, batch: Batch, classes: Classes) -> Tensor:
         """The training loss of a batch: []. Default: cross-entropy."""
-        return F.cross_entropy(self.logits(batch, self.text_features(classes)), batch.labels)
+        return F.cross_entropy(self.logits(batch, self.classifier(classes)), batch.labels)
+
+    def before_training(self, shots: Shots) -> None:
+        """Fit what needs no gradient; also called before a cut-off training goes on."""
+
+    def after_training(self, shots: Shots) -> None:
+        """Choose what is chosen with the trained parameters."""
 
     # -- parity with official implementations
 
@@ -233,7 +266,10 @@ def resolve_settings(
     for key in overrides or {}:
         if key not in method.Settings.model_fields:
             raise unknown(f"setting of {method.name}", key, method.Settings.model_fields)
-    values = {**method.paper_settings(benchmark, shots, dataset), **(tuned or {}), **(overrides or {})}
+    chosen = {**(tuned or {}), **(overrides or {})}
+    if "epochs" in chosen:  # somebody's epochs win over a paper's steps
+        chosen.setdefault("steps", 0)
+    values = {**method.paper_settings(benchmark, shots, dataset), **chosen}
     try:
         return method.Settings(**values)
     except ValidationError as error:

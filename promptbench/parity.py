@@ -121,8 +121,7 @@ class Case:
         with torch.no_grad():
             text, image = method.text_features(self.classes), method.image_features(batch)
             ours = {"text_features": text, "image_features": image, "logits": method.logits(batch, text)}
-            prompts = method.prompts()
-            ours["image_features_raw"] = self.clip.image_features(self.images, prompts.vision)
+            ours["image_features_raw"] = self.clip.image_features(self.images, method.prompts())
             ours["text_features_raw"] = method.raw_text_features(self.classes)
         for kind_of in ("features_raw", "features"):
             towers = (f"text_{kind_of}", f"image_{kind_of}")

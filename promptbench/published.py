@@ -52,7 +52,7 @@ def lookup(
         & (rows["backbone"] == BACKBONES.get(backbone))
         & ~rows["setting"].str.contains(_NOT_THE_PAPERS)
     ]
-    if not kind.trains:
+    if not kind.uses_shots:
         rows = rows[rows["setting"].str.startswith("zero-shot")]
     elif benchmark in ("crossdataset", "domain"):
         rows = rows[rows["setting"].str.startswith("ImageNet 16-shot source")]
@@ -88,7 +88,7 @@ def verify(summary: pd.DataFrame, benchmark: str, backbone: str) -> pd.DataFrame
             if known is None:
                 continue
             difference = ours - float(known["value"])
-            allowed = band(bool(get_method(method).trains), row["dataset"], metric)
+            allowed = band(get_method(method).uses_shots, row["dataset"], metric)
             found.append(
                 {
                     "method": method,

@@ -6,6 +6,7 @@ negative numbers: slot ``j`` is ``-1 - j``.
 
 import functools
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -52,7 +53,7 @@ def uses_words(words: str, n_ctx: int) -> bool:
 
 
 def prompt_rows(
-    classnames: Sequence[str], words: str, n_ctx: int, position: Position = "end"
+    classnames: Sequence[str], words: str, n_ctx: int, position: Position = "end", sentence: str = "{}."
 ) -> tuple[Row, ...]:
     """Rows of ``<context> <class name>.`` with ``n_ctx`` learnable tokens (CoOp and all its heirs).
 
@@ -61,7 +62,8 @@ def prompt_rows(
     ``[c1][c2] of a <name>.`` The end token keeps its place, since tokens are replaced, never added.
 
     ``position``: where the class name stands among the context tokens; `middle` has the first
-    ``n_ctx // 2`` of them before it, `front` none.
+    ``n_ctx // 2`` of them before it, `front` none. ``sentence``: what follows the context, the class name
+    at its ``{}``.
     """
     if not uses_words(words, n_ctx):
         words = " ".join(["X"] * n_ctx)
@@ -71,7 +73,7 @@ def prompt_rows(
         name = readable(classname)
         # The whole sentence is tokenised at once: a name ending in "." would otherwise get two tokens
         # for its last two characters where the official code has one.
-        tail = encode(f"{words} {name}.".strip())[n_ctx:]
+        tail = encode(f"{words} {sentence.replace('{}', name)}".strip())[n_ctx:]
         before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
         length = 0 if position == "end" else len(encode(name))
         rows.append((START, *slots[:before], *tail[:length], *slots[before:], *tail[length:], END))
@@ -145,19 +147,72 @@ class TextLayout:
             return torch.tensor(values, dtype=torch.long, device=device)
 
         slots = [(at, c, -1 - token) for at, (c, _, token) in enumerate(packed) if token < 0]
+        self.shared, self.device = shared, device
         self.n_tokens = len(packed)
         self.ids = index([max(token, 0) for _, _, token in packed])
         self.positions = index([position for _, position, _ in packed])
         self.ends = index(ends)
         self.order = index(order)
         self.back = index(sorted(range(len(order)), key=order.__getitem__))
-        self.masks = [
-            torch.ones(length, self.n_prefix + length, dtype=torch.bool, device=device).tril(self.n_prefix)
-            for _, _, length in self.groups
-        ]
+        self.masks = self._masks()
         self.slot_at = index([at for at, _, _ in slots])
         self.slot_of = index([j if shared else c * self.n_ctx + j for _, c, j in slots])
         # Deep prompting overwrites positions 1..n_ctx, so it needs all of them in the shared prefix.
         self.deep = first[1 : 1 + self.n_ctx] == tuple(-1 - j for j in range(self.n_ctx)) and (
             self.n_prefix > self.n_ctx
         )
+        self._owners = [c for c, _, _ in packed]
+        self._variants: dict[Any, Any] = {}
+
+    def _masks(self) -> list[torch.Tensor]:
+        sizes = [(length, self.n_prefix + length) for _, _, length in self.groups]
+        return [torch.ones(s, dtype=torch.bool, device=self.device).tril(self.n_prefix) for s in sizes]
+
+    def put(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """``x`` [n_tokens, d] with learnable ``tokens`` [n_ctx, d] (or [C, n_ctx, d]) in their places."""
+        if not self.shared:
+            tokens = tokens.expand(len(self.rows), self.n_ctx, -1)
+        return x.index_copy(0, self.slot_at, tokens.reshape(-1, x.shape[-1])[self.slot_of].to(x.dtype))
+
+    def prompted(
+        self, x: torch.Tensor, tokens: torch.Tensor, mix: float = 1.0
+    ) -> tuple[torch.Tensor, "TextLayout"]:
+        """Hidden states with deep ``tokens`` in positions 1..n, and their layout: a longer one if there
+        were no such positions, one without sharing if the tokens differ between classes."""
+        tokens = tokens.to(x.dtype)
+        if not self.n_ctx:
+            return torch.cat([x[:1], tokens, x[1:]]), self._inserted(len(tokens))
+        if self.shared and tokens.ndim == 2:
+            if mix != 1:
+                tokens = mix * tokens + (1 - mix) * x[1 : 1 + self.n_ctx]
+            return torch.cat([x[:1], tokens, x[1 + self.n_ctx :]]), self
+        if mix != 1:
+            raise ValueError("tokens of single classes replace, they are not mixed")
+        layout, source = self._unshared()
+        return layout.put(x if source is None else x[source], tokens), layout
+
+    def _inserted(self, n: int) -> "TextLayout":
+        """This layout with ``n`` more tokens behind the start token, which all classes share."""
+        if n not in self._variants:
+            longer = copy(self)
+            longer.n_prefix, longer.n_tokens = self.n_prefix + n, self.n_tokens + n
+            longer.ends = self.ends + n
+            longer.groups = [(start + n, count, length) for start, count, length in self.groups]
+            longer.masks, longer.n_ctx, longer._variants = longer._masks(), n, {}
+            self._variants[n] = longer
+        return self._variants[n]
+
+    def _unshared(self) -> tuple["TextLayout", torch.Tensor | None]:
+        """The layout of the same rows with the context apart for every class, and where each of its tokens
+        lies in this one."""
+        if not self.shared:
+            return self, None
+        if "unshared" not in self._variants:
+            own = TextLayout(self.rows, max(map(len, self.rows)), shared=False, device=self.device)
+            ends, positions = self.ends.tolist(), own.positions.tolist()
+            source = [
+                at if at < self.n_prefix else ends[c] - (len(self.rows[c]) - 1 - at)
+                for c, at in zip(own._owners, positions, strict=True)
+            ]
+            self._variants["unshared"] = own, torch.tensor(source, device=self.device)
+        return self._variants["unshared"]

@@ -22,7 +22,7 @@ from promptbench.data import Dataset, Item
 from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
 from promptbench.frozen import frozen_features
-from promptbench.method import Batch, Method, Settings
+from promptbench.method import Batch, Method, Settings, Shots
 from promptbench.trials import Precision
 from promptbench.views import Views, epoch_order, load_batches
 
@@ -46,8 +46,9 @@ class Progress:
 Report = Callable[[Progress, int], None]  # after each epoch, with the number of epochs
 
 
-def learning_rate(settings: Settings, epoch: float) -> float:
-    """The rate at ``epoch`` (counted from 0; a fraction inside an epoch, for ``schedule=step``).
+def learning_rate(settings: Settings, epoch: float, epochs: float | None = None) -> float:
+    """The rate at ``epoch`` (counted from 0; a fraction inside an epoch, for ``schedule=step``) of
+    ``epochs`` in all, by default the settings'.
 
     ``warmup_lr`` for the first ``warmup_epochs`` W, then from lr to lr_min by
     lr_min + (lr - lr_min) (1 + cos(pi (epoch - W) / epochs)) / 2: with a warm-up the cosine starts late
@@ -55,11 +56,12 @@ def learning_rate(settings: Settings, epoch: float) -> float:
     """
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
-    height = (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs)) / 2
+    part = (epoch - settings.warmup_epochs) / (epochs or settings.epochs)
+    height = (1 + math.cos(math.pi * part)) / 2
     return settings.lr_min + (settings.lr - settings.lr_min) * height
 
 
-def aggregation_weights(settings: Settings) -> list[float]:
+def aggregation_weights(settings: Settings, epochs: int | None = None) -> list[float]:
     """Gaussian prompt aggregation: the weight of the parameters after each epoch 1..E, summing to one.
 
     A normal density with mean ``gpa_mean`` and standard deviation ``gpa_std`` at e = 1..E over its sum
@@ -67,7 +69,10 @@ def aggregation_weights(settings: Settings) -> list[float]:
     """
     if not settings.gpa_std:
         return []
-    away = [((e - settings.gpa_mean) / settings.gpa_std) ** 2 / 2 for e in range(1, settings.epochs + 1)]
+    away = [
+        ((e - settings.gpa_mean) / settings.gpa_std) ** 2 / 2
+        for e in range(1, (epochs or settings.epochs) + 1)
+    ]
     heights = [math.exp(min(away) - one) for one in away]  # the highest is 1: no density is lost to underflow
     return [height / sum(heights) for height in heights]
 
@@ -79,13 +84,6 @@ def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.op
         return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr, eps=settings.eps, weight_decay=decay)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, settings: Settings, epoch: float) -> float:
-    rate = learning_rate(settings, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
 
 
 def resolve_precision(device: torch.device, precision: str) -> Precision:
@@ -126,34 +124,61 @@ def fit(
     precision: Precision = "fp32",
     workers: int = 0,
     report: Report = lambda progress, epochs: None,
+    validation: Sequence[Item] = (),
 ) -> Progress:
     """Train ``method`` in place on ``items``; with a ``folder``, checkpoint there and resume from it.
+
+    ``validation``: few-shot validation pictures, for methods that choose something by them.
 
     Raises UserError if the loss stops being a number, naming epoch, step and learning rate.
     """
     clip, settings = method.clip, method.settings
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if not parameters or not settings.epochs:
-        return Progress()
-    optimizer = make_optimizer(settings, parameters)
-    scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
     views = Views(**clip.preprocess, crop_min=settings.crop_min, flip=dataset.card.flip)
     labels = torch.tensor([item.label for item in items], device=clip.device)
+
+    def features(draw: int | None, chosen: Sequence[Item] = items) -> Tensor:
+        with autocast(clip.device, precision):
+            at = None if draw is None else (seed, draw)
+            return frozen_features(clip, dataset, chosen, views, at, workers)
+
+    def held_out() -> tuple[Tensor, Tensor] | None:
+        known = torch.tensor([item.label for item in validation], device=clip.device)
+        return (features(None, validation), known) if validation else None
+
+    shots = Shots(labels, classes, features, held_out)
+    started = time.perf_counter()
+    method.before_training(shots)
+    fitted = time.perf_counter() - started
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if not parameters or not settings.epochs:
+        method.after_training(shots)
+        return Progress(train_seconds=fitted)
+    optimizer = make_optimizer(settings, parameters)
+    scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
     progress = _resume(folder, method, optimizer, scaler)
-    aggregation = aggregation_weights(settings)
+    progress.train_seconds = progress.train_seconds or fitted
+    per_epoch = math.ceil(len(items) / settings.batch_size)
+    length = settings.steps / per_epoch if settings.steps else settings.epochs  # in epochs
+    epochs = math.ceil(length)
+    aggregation = aggregation_weights(settings, epochs)
+
+    def set_rate(epoch: float) -> float:
+        rate = learning_rate(settings, epoch, length)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
     method.train()
-    for epoch in range(progress.epoch, settings.epochs):
+    for epoch in range(progress.epoch, epochs):
         batches = epoch_order(len(items), settings.batch_size, seed, epoch)
+        batches = batches[: settings.steps - progress.steps if settings.steps else None]
         draw = (seed, epoch)
         started = time.perf_counter()
-        frozen = None
-        if method.needs_frozen:
-            with autocast(clip.device, precision):
-                frozen = frozen_features(clip, dataset, items, views, draw, workers)
+        frozen = features(epoch) if method.needs_frozen else None
         progress.frozen_seconds += time.perf_counter() - started
 
         started = time.perf_counter()
-        lr = _set_rate(optimizer, settings, epoch)
+        lr = set_rate(epoch)
         images: Iterator[Tensor] = iter(())
         if method.needs_images:
             images = load_batches(dataset, items, views, batches, draw, clip.device, workers)
@@ -162,7 +187,7 @@ def fit(
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
             for step, batch_indices in enumerate(batches):
                 if settings.schedule == "step":
-                    lr = _set_rate(optimizer, settings, epoch + step / len(batches))
+                    lr = set_rate(epoch + step / per_epoch)
                 index = torch.tensor(batch_indices, device=clip.device)
                 waiting = time.perf_counter()
                 pictures = next(images, None)
@@ -185,11 +210,12 @@ def fit(
             added = zip(sums, parameters, strict=True)
             progress.aggregate = [sum_ + aggregation[epoch] * p.detach() for sum_, p in added]
         _save(folder, progress, method, optimizer, scaler)
-        report(progress, settings.epochs)
+        report(progress, epochs)
     if aggregation:  # the sum replaces the parameters; the checkpoint keeps those of the last epoch
         with torch.no_grad():
             for parameter, sum_ in zip(parameters, progress.aggregate, strict=True):
                 parameter.copy_(sum_)
+    method.after_training(shots)
     return progress
 
 

@@ -37,7 +37,7 @@ class Trial(BaseModel):
     ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
     changed file is a changed trial. ``pretrained`` is only where the weights were found.
     ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
-    Methods that train nothing have shots 0 and seed 0: there is one such trial, not one per seed.
+    Methods that use no training pictures have shots 0 and seed 0: there is one such trial, not one per seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -178,7 +178,7 @@ def plan(
     """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
 
     In a transfer benchmark one training on ``source`` serves all of ``datasets``; in others ``source`` is
-    not used. ``overrides``: settings by method name. ``epochs`` overrides training methods only.
+    not used. ``overrides``: settings by method name. ``epochs`` overrides those trained by gradient only.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     path, tag = weights.weights_file(backbone, pretrained)
@@ -192,20 +192,24 @@ def plan(
         raise UserError(f"{benchmark.name} needs a dataset to train on; give it with --source.")
     else:
         units = [(source, _with_source(source, datasets))]
-    trains = any(method.trains for method in methods)
+    for method in methods:
+        if reason := method.unfit.get(benchmark.name):
+            raise UserError(f"{method.name} is not for {benchmark.name}: {reason}; leave it out.")
+    drawn = shots if any(method.uses_shots for method in methods) else ()
     for dataset, tested in units:
-        _check_data(benchmark, dataset, tested, split, shots if trains else (), seeds)
+        _check_data(benchmark, dataset, tested, split, drawn, seeds)
     trials: list[Trial] = []
     for method in methods:
         mine = dict((overrides or {}).get(method.name, {}))
-        if not method.trains:  # how others are optimised does not make it another trial
+        gradient = method.Settings.model_fields["epochs"].default > 0
+        if not gradient:  # how others are optimised does not make it another trial
             mine = {key: value for key, value in mine.items() if key not in Settings.model_fields}
-        if epochs is not None and method.trains:
+        if epochs is not None and gradient:
             mine.setdefault("epochs", epochs)
         tuned = tuned_settings(backbone, method.name)
         for dataset, tested in units:
             prints = [one.fingerprint for one in tested]
-            for count in shots if method.trains else (0,):
+            for count in shots if method.uses_shots else (0,):
                 given = (method, benchmark.name, count, dataset.name, tuned)
                 default, settings = resolve_settings(*given), resolve_settings(*given, mine)
                 method.check(settings, shape)
@@ -235,7 +239,7 @@ def plan(
                         precision=precision,
                         variant=" ".join(f"{key}={getattr(settings, key)}" for key in sorted(changed)),
                     )
-                    for seed in (seeds if method.trains else (0,))
+                    for seed in (seeds if method.uses_shots else (0,))
                 ]
     return trials
 

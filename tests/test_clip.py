@@ -1,5 +1,7 @@
 """The fast towers equal open_clip's own forward over the full context: features and prompt gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,17 +32,23 @@ def random_prompts(
 
 
 def both_paths(
-    clip: FrozenCLIP, prompts: Prompts, n: int, position: Position = "end", shared: bool = True
+    clip: FrozenCLIP,
+    prompts: Prompts,
+    n: int,
+    position: Position = "end",
+    shared: bool = True,
+    sentence: str = "{}.",
 ) -> None:
     """Assert that fast and reference path agree for these prompts."""
-    layout = clip.prompt_layout(NAMES, "a photo of a" if n <= 4 else "", n, position, shared)
+    words = "a photo of a" if n <= 4 else ""
+    layout = clip.prompt_layout(NAMES, words, n, position, shared, sentence)
     images = torch.randn(3, 3, clip.shape.image_size, clip.shape.image_size)
-    learned = [*prompts.text, *prompts.vision]
+    learned: list[Tensor] = [p for p in (*prompts.text, *prompts.vision) if p is not None]
     results = []
     for reference in (False, True):
         clip.reference = reference
-        text = clip.text_features(layout, prompts.text)
-        image = clip.image_features(images, prompts.vision)
+        text = clip.text_features(layout, prompts)
+        image = clip.image_features(images, prompts)
         weights_ = torch.arange(text.numel()).view_as(text).sin()
         total = (text * weights_).sum() + (image[:, ::2].sum() if prompts.vision else 0)
         results.append((text, image, torch.autograd.grad(total, learned) if learned else []))
@@ -50,6 +58,81 @@ def both_paths(
     for a, b in zip(fast[2], plain_[2], strict=True):
         assert b.abs().max() > 0
         assert close(a / b.abs().max(), b / b.abs().max())
+
+
+class Adapter:
+    """A hook with random weights for one tower: 0.1 tanh(h W) inside the attention, 0.1 h V beside it."""
+
+    def __init__(self, width: int) -> None:
+        g = torch.Generator().manual_seed(4)
+        self.w = torch.randn(width, 3 * width, generator=g).div(width**0.5).requires_grad_()
+        self.v = torch.randn(width, width, generator=g).div(width**0.5).requires_grad_()
+
+    def __call__(self, layer: int, h: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        inside, beside = 0.1 * (h @ self.w).tanh(), 0.1 * h @ self.v
+        return (inside if layer % 2 else None), (beside if layer > 0 else None)
+
+
+def shapes_of_prompts(clip: FrozenCLIP) -> dict[str, tuple[Prompts, int]]:
+    """Everything a method may do besides plain deep prompts, and its number of context tokens."""
+    plain_ = random_prompts(clip, 2, 3, 4, 4)
+    own = (torch.randn(len(NAMES), 2, clip.shape.text_width) * 0.1).requires_grad_()
+    text, vision = plain_.text, plain_.vision
+    widths = {"text_hook": clip.shape.text_width, "vision_hook": clip.shape.vision_width}
+    hooks: dict[str, Any] = {name: Adapter(width) for name, width in widths.items()}
+    return {
+        "a layer left alone": (Prompts([text[0], None, text[2]], [vision[0], None, vision[2]]), 2),
+        "from the middle, inserted": (Prompts([None, text[1], text[2]], [None, vision[1], vision[2]]), 0),
+        "inserted at the last layer": (
+            Prompts([None, None, None, text[3]], [None, None, None, vision[3]]),
+            0,
+        ),
+        "mixed with what was there": (Prompts(text, vision, mix=0.3), 2),
+        "inserted and mixed": (Prompts([None, *text[1:]], [None, *vision[1:]], mix=0.3), 0),
+        "of single classes in the middle": (Prompts([text[0], None, own], ()), 2),
+        "of single classes, then shared": (Prompts([text[0], own, text[2]], ()), 2),
+        "of single classes at the last layer": (Prompts([text[0], None, None, own], ()), 2),
+        "without ln_pre": (Prompts(text, vision, ln_pre=False), 2),
+        "hooks": (Prompts(text, vision, **hooks), 2),
+        "hooks alone": (Prompts(**hooks), 0),
+    }
+
+
+@pytest.mark.parametrize("shared_words", [True, False])
+def test_other_prompts_equal_the_reference(clip: FrozenCLIP, shared_words: bool) -> None:
+    for prompts, n in shapes_of_prompts(clip).values():
+        sentence = "{}, a kind of thing." if shared_words else "{}."
+        both_paths(clip, prompts, n, sentence=sentence)
+
+
+def test_gradients_reach_the_hooks(clip: FrozenCLIP) -> None:
+    prompts, _ = shapes_of_prompts(clip)["hooks alone"]
+    layout = clip.layout(template_rows(NAMES.names, NAMES.template))
+    found = []
+    for reference in (False, True):
+        clip.reference = reference
+        text, image = (
+            clip.text_features(layout, prompts),
+            clip.image_features(torch.ones(2, 3, 32, 32), prompts),
+        )
+        learned = [getattr(hook, name) for hook in (prompts.text_hook, prompts.vision_hook) for name in "wv"]
+        found.append(torch.autograd.grad(text.square().sum() + image.square().sum(), learned))
+    for a, b in zip(*found, strict=True):
+        assert b.abs().max() > 0
+        assert close(a / b.abs().max(), b / b.abs().max())
+
+
+def test_states_of_vision_prompts(clip: FrozenCLIP) -> None:
+    """The class token's state gives the image feature; those of the prompts come with it on both paths."""
+    images, prompts = (
+        torch.randn(2, 3, 32, 32),
+        Prompts(vision=[None, torch.randn(3, clip.shape.vision_width)]),
+    )
+    states = clip.image_states(images, prompts, n_read=3)
+    assert states.shape == (2, 4, clip.shape.vision_width)
+    assert close(states[:, 0] @ clip.image_projection, clip.image_features(images, prompts))
+    clip.reference = True
+    assert close(clip.image_states(images, prompts, n_read=3), states)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 16])
@@ -84,9 +167,9 @@ def test_one_class_and_equal_classes(clip: FrozenCLIP) -> None:
     prompts = random_prompts(clip, 4, 0, 2, 1)
     for names in (("cat",), ("cat", "cat")):
         layout = clip.prompt_layout(Classes(names), "a photo of a", 4)
-        fast = clip.text_features(layout, prompts.text)
+        fast = clip.text_features(layout, prompts)
         clip.reference = True
-        assert close(fast, clip.text_features(layout, prompts.text))
+        assert close(fast, clip.text_features(layout, prompts))
         clip.reference = False
 
 
@@ -132,9 +215,9 @@ def test_deep_prompts_need_a_shared_prefix(clip: FrozenCLIP) -> None:
     prompts = random_prompts(clip, 4, 0, 2, 1)
     layout = clip.prompt_layout(NAMES, "a photo of a", 4, "middle")
     with pytest.raises(ValueError, match="right after the start token"):
-        clip.text_features(layout, prompts.text)
+        clip.text_features(layout, prompts)
     with pytest.raises(ValueError, match="4 context tokens"):
-        clip.text_features(layout, random_prompts(clip, 2, 0, 1, 1).text)
+        clip.text_features(layout, random_prompts(clip, 2, 0, 1, 1))
 
 
 def test_frozen_text_remembers_how_it_was_computed(clip: FrozenCLIP) -> None:
@@ -154,8 +237,9 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
     results = []
     for budget in (1 << 40, 0):
         clip.activation_bytes = budget
-        x = clip.text_features(layout, prompts.text)
-        results.append((x, *torch.autograd.grad(x.sin().sum(), prompts.text)))
+        x = clip.text_features(layout, prompts)
+        learned = [p for p in prompts.text if p is not None]
+        results.append((x, *torch.autograd.grad(x.sin().sum(), learned)))
     for kept, recomputed in zip(*results, strict=True):
         assert torch.equal(kept, recomputed)
 
@@ -175,6 +259,6 @@ def test_recomputing_keeps_less(clip: FrozenCLIP) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            clip.text_features(layout, prompts.text)
+            clip.text_features(layout, prompts)
         held.append(sum(sizes.values()))
     assert held[1] < held[0] / 2

@@ -42,8 +42,8 @@ def expected_loss(
     """The four terms from raw features, by the card."""
     prompts = method.prompts()
     layout = clip.prompt_layout(classes, "a photo of a", 4)
-    t = unit(array(clip.text_features(layout, prompts.text)))
-    f = unit(array(clip.image_features(batch.images, prompts.vision)))  # type: ignore[arg-type]
+    t = unit(array(clip.text_features(layout, prompts)))
+    f = unit(array(clip.image_features(batch.images, prompts)))  # type: ignore[arg-type]
     z = unit(array(batch.frozen))  # type: ignore[arg-type]
     raw = [array(clip.text_features(clip.layout(template_rows(classes.names, t_)))) for t_ in GENERIC_60]
     g = unit(np.mean(raw, axis=0))

@@ -59,6 +59,11 @@ def test_schedule_stepped_within_epochs(clip: FrozenCLIP, colours: data.Dataset)
     last = [(2 * batches - 1) / batches / 2, (batches - 1) / batches / 2]  # of the run, of the first epoch
     expected = [1e-3 * (1 + math.cos(math.pi * part)) / 2 for part in reversed(last)]
     assert [row["lr"] for row in progress.history] == pytest.approx(expected)
+    # a number of steps instead of epochs: the last epoch is cut, the cosine ends with the last step
+    _, progress = trained(clip, colours, "coop", **steps | {"steps": batches + 1, "epochs": 99})
+    assert (progress.epoch, progress.steps) == (2, batches + 1)
+    last_rate = 1e-3 * (1 + math.cos(math.pi * batches / (batches + 1))) / 2
+    assert progress.history[-1]["lr"] == pytest.approx(last_rate)
 
 
 def test_gaussian_prompt_aggregation(clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path) -> None:
