@@ -9,10 +9,9 @@ import random
 from functools import partial
 from pathlib import Path
 
-from promptbench.datasets.imagenet import read_classnames
-
 from promptbench.cards import Card
 from promptbench.data import Found, Item, read_file
+from promptbench.datasets.imagenet import read_classnames
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import list_folders

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptbench.datasets.folders import cut
-
 from promptbench.cards import Card
 from promptbench.data import Found, Item, read_file
+from promptbench.datasets.folders import cut
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import list_folders

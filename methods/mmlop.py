@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.losses import self_regulation
 from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
 from promptbench.templates import GENERIC_60
 from promptbench.tokens import uses_words
@@ -59,8 +60,8 @@ class MMLoP(Method):
                    ``small``: U, V ~ N(0, 0.02); ``words``: layer 1 text prompt = best rank-r fit of the
                    words' embeddings, U scaled to unit mean square, the rest as ``matched``
       settings     SGD 0.0025, batch 4; depth 9 and 30 epochs for base2novel, 50 for fewshot; depth 3 and
-                   30 epochs for crossdataset and domain; PromptSRC's aggregation of epochs is left out, the
-                   paper's chain of additions has none
+                   30 epochs for crossdataset and domain; PromptSRC's aggregation of epochs is off, the
+                   paper's chain of additions has none (gpa_mean and gpa_std switch it on)
     """
 
     name = "mmlop"
@@ -136,12 +137,10 @@ class MMLoP(Method):
         if s.consistency == "off":
             return loss
         assert batch.frozen is not None
-        anchors, frozen = self.anchors(classes), F.normalize(batch.frozen, dim=-1)
+        frozen = F.normalize(batch.frozen, dim=-1)
+        terms = self_regulation(self.clip, image, text, logits, frozen, self.anchors(classes))
         if s.consistency in ("both", "features"):
-            loss = loss + s.text_weight * (text - anchors).abs().mean()
-            loss = loss + s.image_weight * (image - frozen).abs().mean()
+            loss = loss + s.text_weight * terms["text"] + s.image_weight * terms["image"]
         if s.consistency in ("both", "logits"):
-            reference = self.clip.logits(frozen, anchors).log_softmax(dim=-1)
-            divergence = F.kl_div(logits.log_softmax(dim=-1), reference, reduction="sum", log_target=True)
-            loss = loss + s.logit_weight * divergence / logits.numel()
+            loss = loss + s.logit_weight * terms["logits"]
         return loss

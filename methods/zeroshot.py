@@ -6,17 +6,7 @@ from torch import Tensor
 
 from promptbench.clip import Classes
 from promptbench.method import Method, Settings
-
-# The seven "select" templates of CoOp's ZeroshotCLIP2.
-SELECT = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
+from promptbench.templates import SELECT_7
 
 
 class ZeroShotSettings(Settings):
@@ -44,5 +34,5 @@ class ZeroShot(Method):
     def text_features(self, classes: Classes) -> Tensor:
         templates: tuple[str, ...] = (classes.template,)
         if self.settings.templates == "ensemble":
-            templates = (*SELECT, *(t for t in templates if t not in SELECT))
+            templates = (*SELECT_7, *(t for t in templates if t not in SELECT_7))
         return self.clip.frozen_text(classes, templates)

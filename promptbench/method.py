@@ -169,8 +169,14 @@ class Method(nn.Module):
         return self.clip.prompt_layout(classes, self.settings.ctx_init, self.settings.n_ctx)
 
     def text_features(self, classes: Classes) -> Tensor:
-        """Unit-norm text features: [C, e], the classifier."""
+        """Unit-norm text features: [C, e]; frozen ones of the dataset's template if no text is learned."""
+        if "text" not in self.trains:
+            return self.clip.frozen_text(classes, (classes.template,))
         return F.normalize(self.raw_text_features(classes), dim=-1)
+
+    def text_for(self, image: Tensor, classes: Classes) -> Tensor:
+        """Raw text features [C, e], or [B, C, e] if they depend on unit-norm image features [B, e]."""
+        return self.raw_text_features(classes)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Unit-norm image features: [B, e], from the frozen cache if the image tower is left alone."""

@@ -1,8 +1,22 @@
-"""The 60 generic templates of PromptSRC's text anchors.
+"""Generic templates that methods use for every dataset.
 
-The first 60 of OpenAI's 80 ImageNet templates (openai/CLIP: notebooks/Prompt_Engineering_for_ImageNet.ipynb;
+``PLAIN``: the sentence of VPT, CLIP-LoRA and MMA. ``SELECT_7``: the "select" templates of CoOp's
+ZeroshotCLIP2 (KaiyangZhou/CoOp: trainers/zsclip.py). ``GENERIC_60``: PromptSRC's text anchors, the
+first 60 of OpenAI's 80 ImageNet templates (openai/CLIP: notebooks/Prompt_Engineering_for_ImageNet.ipynb;
 muzairkhattak/PromptSRC: trainers/imagenet_templates.py). Their order does not matter: they are averaged.
 """
+
+PLAIN = "a photo of a {}."
+
+SELECT_7: tuple[str, ...] = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 GENERIC_60: tuple[str, ...] = (
     "a bad photo of a {}.",

@@ -150,7 +150,7 @@ def fit(
     method.before_training(shots)
     fitted = time.perf_counter() - started
     parameters = [p for p in method.parameters() if p.requires_grad]
-    if not parameters or not settings.epochs:
+    if not parameters or not (settings.epochs or settings.steps):
         method.after_training(shots)
         return Progress(train_seconds=fitted)
     optimizer = make_optimizer(settings, parameters)

@@ -1,0 +1,113 @@
+"""MMA: adapters beside the upper blocks of both towers, with a middle layer they share."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.errors import UserError
+from promptbench.method import Count, Method, Positive, Rate, Settings
+from promptbench.templates import PLAIN
+from promptbench.tokens import TextLayout, template_rows
+from promptbench.weights import Shape
+
+
+class MMASettings(Settings):
+    lr: Rate = 1.5e-3
+    epochs: Count = 5
+    batch_size: Positive = 16
+    warmup_epochs: Count = 0
+    first_layer: Positive = Field(5, description="first block with an adapter, counted from 1")
+    hidden: Positive = Field(32, description="h: width of the shared layer")
+    scale: float = Field(0.001, gt=0, description="s: the adapter's share")
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class MMA(Method):
+    """Yang et al., MMA: Multi-Modal Adapter for Vision-Language Models, CVPR 2024.
+
+    Beside block i, for tokens x of either tower: y = s U_i relu(S_i relu(D_i ln_1(x))), with D_i and U_i of
+    the tower and S_i shared by both; the block's output is the usual one plus y. Gradients are rescaled so
+    that the adapter learns as if s were 1, while what lies below sees the true gradient: without it
+    SGD at this rate would not move it. Text: ``a photo of a <class>.`` Loss = cross-entropy.
+
+    Trainable parameters per block: (d_t h + h + h d_t + d_t) + (d_v h + h + h d_v + d_v) + (h h + h)
+    (ViT-B/16, blocks 5 to 12, h = 32: 674,560).
+
+    Settings (ZjjConan/VLM-MultiModalAdapter: trainers/mmadapter.py, configs): SGD 0.0015, batch 16
+    (ImageNet 128), 5 epochs, no warm-up; all maps Kaiming-normal (fan out), biases 0. Few-shot settings are
+    not released, ours are the same. The default first block of the code is 4, of its YAML 5, as here.
+    """
+
+    name = "mma"
+    paper = "CVPR 2024"
+    published_name = "MMA"
+    trains = frozenset({"text", "vision"})
+    formula = "n (2 d_t h + d_t + 2 d_v h + d_v + h h + 3 h), n = L + 1 - first_layer"
+    Settings = MMASettings
+
+    def __init__(self, clip: FrozenCLIP, settings: MMASettings, classes: Classes) -> None:
+        super().__init__(clip, settings, classes)
+        s, shape = settings, clip.shape
+        self.layers = range(s.first_layer - 1, min(shape.text_layers, shape.vision_layers))
+
+        def maps(rows: int, columns: int) -> nn.ModuleList:
+            found = [nn.Linear(columns, rows) for _ in self.layers]
+            for one in found:
+                nn.init.kaiming_normal_(one.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(one.bias)
+            return nn.ModuleList(found)
+
+        widths = {"text": shape.text_width, "vision": shape.vision_width}
+        self.down = nn.ModuleDict({tower: maps(s.hidden, width) for tower, width in widths.items()})
+        self.up = nn.ModuleDict({tower: maps(width, s.hidden) for tower, width in widths.items()})
+        self.shared = maps(s.hidden, s.hidden)
+
+    @classmethod
+    def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
+        return {"batch_size": 128} if dataset == "imagenet" else {}
+
+    @classmethod
+    def parameter_count(cls, settings: MMASettings, shape: Shape, n_classes: int) -> int:
+        h, layers = settings.hidden, min(shape.text_layers, shape.vision_layers) + 1 - settings.first_layer
+        widths = shape.text_width + shape.vision_width
+        return layers * (2 * widths * h + widths + h * h + 3 * h)
+
+    @classmethod
+    def check(cls, settings: MMASettings, shape: Shape) -> None:
+        layers = min(shape.text_layers, shape.vision_layers)
+        if settings.first_layer > layers:
+            raise UserError(
+                f"mma: first_layer={settings.first_layer} but this backbone has {layers} layers; "
+                f"use --set first_layer={layers} or less."
+            )
+
+    def beside(self, tower: str, layer: int, h: Tensor) -> tuple[None, Tensor | None]:
+        """The adapter's output for block inputs h = ln_1(x): [..., N, d]."""
+        if layer not in self.layers:
+            return None, None
+        i, scale = layer - self.layers[0], self.settings.scale
+        x = _ScaleGradient.apply(h, scale)
+        x = F.relu(self.shared[i](F.relu(self.down[tower][i](x))))  # type: ignore[index]
+        return None, _ScaleGradient.apply(scale * self.up[tower][i](x), 1 / scale)  # type: ignore[index]
+
+    def prompts(self) -> Prompts:
+        hooks = {f"{tower}_hook": partial(self.beside, tower) for tower in ("text", "vision")}
+        return Prompts(**hooks)  # type: ignore[arg-type]
+
+    def layout(self, classes: Classes) -> TextLayout:
+        return self.clip.layout(template_rows(classes.names, PLAIN))

@@ -1,0 +1,112 @@
+"""TCP: context tokens made from what frozen CLIP knows about each class."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.errors import UserError
+from promptbench.losses import cosine_distance
+from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.tokens import TextLayout
+from promptbench.weights import Shape
+
+# What follows the context, where it is not the end of the dataset's template; and the anchors' wording.
+SENTENCES = {
+    "stanford_cars": "{}, a type of car",
+    "eurosat": "{}.",
+    "ucf101": "person doing {}.",
+}
+ANCHORS = {
+    "dtd": "a photo of a {}, a type of texture.",
+    "food101": "a photo of a {}, a type of food.",
+    "fgvc_aircraft": "a photo of an aircraft {}.",
+}
+
+
+class TCPSettings(PromptSettings):
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    eps: float = Field(1e-3, gt=0, description="the official value: with 1e-8 its fp16 runs diverge")
+    lr: Rate = 0.002
+    epochs: Count = 50
+    n_ctx: Positive = Field(4, description="M: context tokens")
+    ctx_init: str = Field("", description="words the context starts from; empty = random")
+    layer: Positive = Field(8, description="block, from 0, whose context comes from the class")
+    hidden: Positive = Field(128, description="h: width of the bottleneck")
+    weight: Rate = Field(8.0, description="weight of the distance to the frozen text features")
+
+
+class TCP(Method):
+    """Yao et al., TCP: Textual-based Class-aware Prompt Tuning, CVPR 2024.
+
+    A context v_1..v_M as in CoOp; before block 8 (from 0) it gives way to class-aware tokens
+    T_c = reshape(W_2 quickgelu(W_1 g_c)) [M, d_t], g_c the unit-norm frozen text feature of the dataset's
+    template. Loss = cross-entropy + 8 * (1 - mean_c cos(t_c, g_c)). The prompt keeps the end of the
+    template: ``[v_1]..[v_M] <class>, a type of pet.``
+
+    Trainable parameters: M d_t + (e h + h) + (h M d_t + M d_t)   (ViT-B/16, M = 4, h = 128: 331,904).
+
+    Settings (htyao89/Textual-based_Class-aware_prompt_tuning: trainers/tcp.py): Adam 0.002 with eps 0.001,
+    batch 32, 50 epochs; 25 for SUN397 and ImageNet, whose scripts load epoch 25. None are released for
+    transfer from ImageNet, ours are the same.
+    """
+
+    name = "tcp"
+    paper = "arXiv:2311.18231"
+    published_name = "TCP"
+    trains = frozenset({"text"})
+    formula = "M d_t + (e h + h) + (h M d_t + M d_t)"
+    Settings = TCPSettings
+
+    def __init__(self, clip: FrozenCLIP, settings: TCPSettings, classes: Classes) -> None:
+        super().__init__(clip, settings, classes)
+        s, width = settings, clip.shape.text_width
+        self.ctx = nn.Parameter(self.initial_context(s.n_ctx, s.ctx_init))
+        self.down = nn.Linear(clip.shape.embed_dim, s.hidden)
+        self.up = nn.Linear(s.hidden, s.n_ctx * width)
+
+    @classmethod
+    def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
+        return {"epochs": 25} if dataset in ("sun397", "imagenet") else {}
+
+    @classmethod
+    def parameter_count(cls, settings: TCPSettings, shape: Shape, n_classes: int) -> int:
+        s, tokens = settings, settings.n_ctx * shape.text_width
+        return tokens + (shape.embed_dim + 1) * s.hidden + (s.hidden + 1) * tokens
+
+    @classmethod
+    def check(cls, settings: TCPSettings, shape: Shape) -> None:
+        super().check(settings, shape)
+        if settings.layer >= shape.text_layers:
+            raise UserError(
+                f"tcp: layer={settings.layer} but this backbone's text tower has {shape.text_layers} layers, "
+                f"counted from 0; use --set layer={shape.text_layers - 1} or less."
+            )
+
+    def layout(self, classes: Classes) -> TextLayout:
+        s, tail = self.settings, classes.template[classes.template.index("{}") :]
+        sentence = SENTENCES.get(classes.dataset, tail)
+        return self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx, sentence=sentence)
+
+    def anchors(self, classes: Classes) -> Tensor:
+        """Unit-norm frozen text features g: [C, e]."""
+        return self.clip.frozen_text(classes, (ANCHORS.get(classes.dataset, classes.template),))
+
+    def class_tokens(self, classes: Classes) -> Tensor:
+        """The class-aware tokens: [C, M, d_t]."""
+        hidden = self.down(self.anchors(classes))
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        return self.up(hidden).unflatten(-1, (self.settings.n_ctx, -1))
+
+    def raw_text_features(self, classes: Classes) -> Tensor:
+        between = [None] * (self.settings.layer - 1)
+        prompts = Prompts(text=[self.ctx, *between, self.class_tokens(classes)])
+        return self.clip.text_features(self.layout(classes), prompts)
+
+    def loss(self, batch: Batch, classes: Classes) -> Tensor:
+        text = self.text_features(classes)
+        loss = F.cross_entropy(self.logits(batch, text), batch.labels)
+        return loss + self.settings.weight * cosine_distance(text, self.anchors(classes))

@@ -1,0 +1,122 @@
+"""Tip-Adapter: a cache of the shots, asked by similarity; nothing is trained."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from promptbench.clip import Classes, FrozenCLIP
+from promptbench.method import Batch, Method, Positive, Settings, Shots
+from promptbench.templates import SELECT_7
+
+# Per dataset: largest beta and alpha of the search, alpha to start from.
+SEARCH: dict[str, tuple[float, float, float]] = {
+    "imagenet": (7, 3, 1.17),
+    "caltech101": (12, 5, 3),
+    "oxford_pets": (7, 3, 1.17),
+    "stanford_cars": (20, 10, 3),
+    "oxford_flowers": (50, 50, 10),
+    "food101": (10, 10, 1.17),
+    "fgvc_aircraft": (30, 30, 5),
+    "sun397": (12, 10, 1.17),
+    "dtd": (13, 13, 2),
+    "eurosat": (12, 10, 2),
+    "ucf101": (7, 3, 3),
+}
+
+
+class TipAdapterSettings(Settings):
+    crop_min: float = Field(0.5, gt=0, le=1, description="smallest area of the random crop")
+    shots: Positive = Field(16, description="K: pictures of a class in the cache; that of the trial")
+    passes: Positive = Field(10, description="augmented views that a key is the mean of")
+    alpha: float = Field(2.0, ge=0, description="weight of the cache before the search")
+    beta: float = Field(1.0, ge=0, description="sharpness of the cache before the search")
+    alpha_max: float = Field(10.0, ge=0, description="end of the search; 0 = no search")
+    beta_max: float = Field(12.0, ge=0, description="end of the search; 0 = no search")
+
+
+class TipAdapter(Method):
+    """Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022.
+
+    logits = s * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [label of i is c]; the key k_i of a
+    training picture is the mean of its image features over 10 augmented views, normalised. alpha and beta
+    are searched (20 and 200 values) on the few-shot validation pictures; without any, they stay as they
+    start.
+
+    Trainable parameters: 0; the cache holds C K e numbers. A class that was not trained on has no entry:
+    zero-shot.
+
+    The official code (gaopengcuhk/Tip-Adapter: main.py) searches on the whole validation split, for
+    ImageNet on the test pictures; here on min(K, 4) pictures of a class, for ImageNet not at all.
+    """
+
+    name = "tip_adapter"
+    paper = "arXiv:2207.09519"
+    published_name = "Tip-Adapter"
+    unfit = {"crossdataset": "its cache has no entries for the classes of other datasets"}
+    fallback = "no cache entries, so zero-shot, for classes it was not trained on"
+    Settings = TipAdapterSettings
+    keys: Any  # [C K, e]
+    labels: Tensor  # [C K]
+    weights: Tensor  # alpha, beta
+
+    def __init__(self, clip: FrozenCLIP, settings: TipAdapterSettings, classes: Classes) -> None:
+        super().__init__(clip, settings, classes)
+        self.index = {name: label for label, name in enumerate(classes.names)}
+        n = len(classes) * settings.shots
+        self.register_buffer("keys", torch.zeros(n, clip.shape.embed_dim))
+        self.register_buffer("labels", torch.zeros(n, dtype=torch.long))
+        self.register_buffer("weights", torch.tensor([settings.alpha, settings.beta], dtype=torch.float64))
+
+    @classmethod
+    def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"shots": shots}
+        if dataset in SEARCH:
+            found |= dict(zip(("beta_max", "alpha_max", "alpha"), SEARCH[dataset], strict=True))
+        return found
+
+    def before_training(self, shots: Shots) -> None:
+        views = torch.stack([shots.features(number) for number in range(self.settings.passes)])
+        self.keys.data.copy_(F.normalize(views.mean(dim=0), dim=-1))
+        self.labels.copy_(shots.labels)
+
+    @torch.no_grad()
+    def after_training(self, shots: Shots) -> None:
+        """Search alpha and beta: the first best pair, beta in the outer loop."""
+        s, held_out = self.settings, shots.validation()
+        if held_out is None or not (s.alpha_max and s.beta_max):
+            return
+        batch = Batch(held_out[1], frozen=held_out[0])
+        text, values = self.classifier(shots.classes)
+        image = self.image_features(batch)
+        plain, affinity = self.clip.logits(image, text), image @ self.keys.T
+        best = -1.0
+        for i in range(200):
+            beta = 0.1 + i * (s.beta_max - 0.1) / 200
+            cached = (-beta * (1 - affinity)).exp() @ values
+            for j in range(20):
+                alpha = 0.1 + j * (s.alpha_max - 0.1) / 20
+                right = ((plain + alpha * cached).argmax(dim=-1) == batch.labels).float().mean().item()
+                if right > best:
+                    best = right
+                    self.weights.copy_(torch.tensor([alpha, beta]))
+
+    def text_features(self, classes: Classes) -> Tensor:
+        imagenet = classes.dataset.startswith("imagenet")
+        return self.clip.frozen_text(classes, SELECT_7 if imagenet else (classes.template,))
+
+    def classifier(self, classes: Classes) -> tuple[Tensor, Tensor]:
+        """Text features [C, e] and which class every cache entry votes for, one-hot [N, C]."""
+        columns = torch.full((len(self.index) + 1,), len(classes), device=self.labels.device)
+        for column, name in enumerate(classes.names):
+            if name in self.index:
+                columns[self.index[name]] = column
+        votes = F.one_hot(columns[self.labels], len(classes) + 1)[:, : len(classes)]
+        return self.text_features(classes), votes.to(self.keys.dtype)
+
+    def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:
+        text, values = classifier
+        image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype)
+        return self.clip.logits(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

@@ -1,0 +1,73 @@
+"""VPT: prompts in the vision tower only, shallow or deep."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.method import Count, Method, Positive, Rate, Settings, deep_prompts
+from promptbench.templates import PLAIN
+from promptbench.tokens import TextLayout, template_rows
+from promptbench.weights import Shape
+
+
+class VPTSettings(Settings):
+    lr: Rate = 0.0025
+    epochs: Count = 5
+    batch_size: Positive = 4
+    n_ctx_vision: Positive = Field(8, description="vision prompt tokens")
+    depth_vision: Positive = Field(12, description="layers with prompts, the input counted; 1 = shallow")
+
+
+class VPT(Method):
+    """Jia et al., Visual Prompt Tuning, ECCV 2022, on CLIP as in the MaPLe repository.
+
+    Vision tokens V_1..V_J (n_v x d_v) behind the patches, one set per layer; J = 1 is the shallow, more the
+    deep form. Text: the frozen ``a photo of a <class>.`` for every dataset. Loss = cross-entropy.
+
+    Trainable parameters: J * n_v * d_v   (ViT-B/16, 8 tokens, J = 12: 73,728; 2 tokens, J = 1: 1,536).
+
+    Settings (muzairkhattak/multimodal-prompt-learning: trainers/vpt.py, configs/trainers/VPT): deep with 8
+    tokens and J = 12, lr 0.0025, batch 4, 5 epochs; shallow is ``--set n_ctx_vision=2 depth_vision=1``.
+    The VPT paper itself puts prompts right behind the class token, which without positional embedding is
+    the same, and trains a classifier head, which CLIP's text replaces.
+    """
+
+    name = "vpt"
+    paper = "arXiv:2203.12119"
+    published_name = "Deep vision prompting (VPT)"
+    trains = frozenset({"vision"})
+    formula = "J n_v d_v"
+    Settings = VPTSettings
+    official_name = "VPT"
+
+    def __init__(self, clip: FrozenCLIP, settings: VPTSettings, classes: Classes) -> None:
+        super().__init__(clip, settings, classes)
+        self.vision = deep_prompts(settings.depth_vision, settings.n_ctx_vision, clip.shape.vision_width)
+
+    @classmethod
+    def parameter_count(cls, settings: VPTSettings, shape: Shape, n_classes: int) -> int:
+        return settings.depth_vision * settings.n_ctx_vision * shape.vision_width
+
+    def prompts(self) -> Prompts:
+        return Prompts(vision=list(self.vision))
+
+    def layout(self, classes: Classes) -> TextLayout:
+        return self.clip.layout(template_rows(classes.names, PLAIN))
+
+    def text_features(self, classes: Classes) -> Tensor:
+        return self.clip.frozen_text(classes, (PLAIN,))
+
+    @classmethod
+    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: case[key] for key in ("n_ctx_vision", "depth_vision")}
+
+    def official_parameter(self, name: str) -> str:
+        layer = name.removeprefix("vision.")
+        return (
+            f"image_encoder.transformer.resblocks.{layer}.VPT_shallow"
+            if layer != "0"
+            else "image_encoder.VPT"
+        )
