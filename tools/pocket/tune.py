@@ -93,7 +93,8 @@ def write(out: Path) -> None:
             tried[name] = rows
     head = (
         "# Written by tools/pocket/tune.py: learning rate and epochs for this backbone, by the mean val\n"
-        f"# accuracy of the base half (seed {SEED}, 16 shots) over\n# {', '.join(suite)}; `tried` is the grid.\n"
+        f"# accuracy of the base half (seed {SEED}, 16 shots) over {', '.join(suite)};\n"
+        "# `tried` is the grid.\n"
     )
     text = head + yaml.safe_dump(
         {"common": COMMON, "settings": chosen, "tried": tried}, sort_keys=False, default_flow_style=None
