@@ -204,6 +204,10 @@ class Method(nn.Module):
     def after_training(self, shots: Shots) -> None:
         """Choose what is chosen with the trained parameters."""
 
+    def loss_terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
+        """The weighted terms that `loss` is the sum of."""
+        return {"ce": self.loss(batch, classes)}
+
     # -- parity with official implementations
 
     @classmethod

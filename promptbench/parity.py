@@ -1,14 +1,16 @@
 """Compare methods with outputs of their official implementations: ``python -m promptbench.parity DIR``.
 
 DIR holds ``cases.json``, ``frozen_clip.safetensors``, ``inputs_*.safetensors`` and one safetensors file per
-case: the same frozen weights, learnable parameters and inputs must give the same features, logits, loss,
-gradients and parameters after three SGD steps. Methods that are not implemented are listed as skipped.
+case: the same frozen weights, learnable parameters and inputs must give the same features, logits, loss
+and its terms, gradients, parameters after three SGD steps and aggregated parameters. Methods that are not
+implemented are listed as skipped.
 """
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from promptbench import weights
 from promptbench.clip import Classes, FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Settings, methods
+from promptbench.templates import GENERIC_60
 from promptbench.tokens import Row, prompt_rows, template_rows
-from promptbench.train import learning_rate, make_optimizer
+from promptbench.train import aggregation_weights, learning_rate, make_optimizer
 
 # Accepted largest absolute differences (gradients: relative to the largest entry), fp32 on a CPU.
 TOLERANCE = {
@@ -33,9 +36,15 @@ TOLERANCE = {
     "grad": 1e-4,
     "steps": 5e-6,
     "loss_per_step": 3e-4,
+    "loss_terms": 3e-4,
+    "epochs": 2e-5,
     "logits_after": 1e-3,
     "schedule": 1e-12,
+    "gpa_weights": 1e-12,
 }
+# PromptSRC's four terms by the beginning of their arrays' names
+TERMS = {"loss_ce_": "ce", "loss_text_": "text", "loss_image_": "image", "loss_kl_": "logits"}
+GPA = re.compile(r"gpa_weights\.epochs(\d+)_mean(-?[\d.]+)_std([\d.]+)")
 STEP = {"optimizer": "sgd", "lr": 0.0025, "momentum": 0.9, "weight_decay": 5e-4}
 Differences = dict[str, float]
 
@@ -79,12 +88,13 @@ def load_folder(folder: Path) -> tuple[dict[str, Any], FrozenCLIP]:
 class Case:
     """One training case: builds our method with the official parameters and measures the differences."""
 
-    def __init__(self, folder: Path, name: str, case: Mapping[str, Any], clip: FrozenCLIP) -> None:
-        self.case, self.clip = case, clip
-        self.arrays = weights.read_weights(folder / case.get("file", f"{name}.safetensors"))
-        inputs = weights.read_weights(folder / case["inputs"])
-        self.classes = Classes(tuple(case["classnames"]))
+    def __init__(self, folder: Path, name: str, cases: Mapping[str, Any], clip: FrozenCLIP) -> None:
+        self.case, self.clip = cases["cases"][name], clip
+        self.arrays = weights.read_weights(folder / self.case.get("file", f"{name}.safetensors"))
+        inputs = weights.read_weights(folder / self.case["inputs"])
+        self.classes = Classes(tuple(self.case["classnames"]))
         self.images, self.labels = inputs["images"], inputs["labels"]
+        self.templates = tuple(cases.get("templates_promptsrc_teacher", GENERIC_60))
 
     def method(self, kind: type[Method]) -> Method:
         """Our method at the official initial parameters. Raises UserError if the two sets differ."""
@@ -114,19 +124,45 @@ class Case:
         """Largest difference by kind of array."""
         method = self.method(kind)
         batch = self.batch(method)
-        found: Differences = {}
+        found: Differences = {"tokens": self._token_difference(method)}
+        aggregates = "gpa_mean" in self.case and "epochs" in self.case
+        if not aggregates or "loss" in self.arrays:  # an aggregation run may hold nothing else
+            found |= self._start(method, batch) | self._steps(kind)
+            if any(key.startswith("wd05_step") for key in self.arrays):
+                heavy = self._steps(kind, "wd05_", weight_decay=0.5)
+                found["steps"] = max(found["steps"], heavy["steps"])
+        found = _worst(found, self._teacher(method))
+        if aggregates:
+            found = _worst(found, self._aggregation(kind))
+        return _worst(found, gpa_differences(self.arrays))
+
+    def _token_difference(self, method: Method) -> float:
         s = method.settings
-        rows = prompt_rows(self.classes.names, getattr(s, "ctx_init", ""), getattr(s, "n_ctx", 0), "end")
-        found["tokens"] = _token_difference(rows, self.arrays["tokens"])
+        rows = method.layout(self.classes).rows
+        if getattr(s, "n_ctx", 0):  # official tokens stand in the order of "end" wherever the name goes
+            rows = prompt_rows(self.classes.names, s.ctx_init, s.n_ctx)
+        return _token_difference(rows, self.arrays["tokens"]) if "tokens" in self.arrays else 0.0
+
+    def _start(self, method: Method, batch: Batch) -> Differences:
+        """Features, logits, loss and gradients at the official initial parameters."""
+        found: Differences = {}
         with torch.no_grad():
-            text, image = method.text_features(self.classes), method.image_features(batch)
-            ours = {"text_features": text, "image_features": image, "logits": method.logits(batch, text)}
-            ours["image_features_raw"] = self.clip.image_features(self.images, method.prompts())
-            ours["text_features_raw"] = method.raw_text_features(self.classes)
+            image = method.image_features(batch)
+            raw = method.text_for(image, self.classes)
+            logits = method.logits(batch, method.classifier(self.classes))
+            ours = {
+                "text_features_raw": raw,
+                "text_features": F.normalize(raw, dim=-1),
+                "image_features_raw": self.clip.image_features(self.images, method.prompts()),
+                "image_features": image,
+            }
         for kind_of in ("features_raw", "features"):
             towers = (f"text_{kind_of}", f"image_{kind_of}")
             found[kind_of] = max(_difference(ours[key], self.arrays[key]) for key in towers)
-        found["logits"] = _difference(ours["logits"], self.arrays["logits"])
+        found["logits"] = _difference(logits, self.arrays["logits"])
+        if "logits_train" in self.arrays:
+            inside = method.train().logits(batch, method.classifier(self.classes))
+            found["logits"] = max(found["logits"], _difference(inside, self.arrays["logits_train"]))
         loss = method.loss(batch, self.classes)
         found["loss"] = _difference(loss, self.arrays["loss"])
         parameters = dict(method.named_parameters())
@@ -136,36 +172,130 @@ class Case:
             for name, gradient in zip(parameters, gradients, strict=True)
             for target in [self.arrays[f"grad.{method.official_parameter(name)}"]]
         )
-        found |= self._steps(kind)
-        if any(key.startswith("wd05_step") for key in self.arrays):
-            heavy = self._steps(kind, "wd05_", weight_decay=0.5)
-            found["steps"] = max(found["steps"], heavy["steps"])
         return found
 
     def _steps(self, kind: type[Method], prefix: str = "", **changes: Any) -> Differences:
         """Three SGD steps on the same pictures, from the official start."""
-        method = self.method(kind)
-        batch = self.batch(method)
-        optimizer = make_optimizer(
-            kind.Settings().model_copy(update={**STEP, **changes}), list(method.parameters())
-        )
-        losses, worst = [], 0.0
-        for step in (1, 2, 3):
-            optimizer.zero_grad(set_to_none=True)
-            loss = method.loss(batch, self.classes)
-            losses.append(loss.detach())
-            loss.backward()
-            optimizer.step()
-            for name, parameter in method.named_parameters():
-                target = self.arrays[f"{prefix}step{step}.{method.official_parameter(name)}"]
-                worst = max(worst, _difference(parameter, target))
+        method, terms = self.method(kind), _Terms(self.arrays)
+        batch, losses, worst = self.batch(method), [], 0.0
+        step = _stepper(method, batch, self.classes, **changes)
+        for number in (1, 2, 3):
+            terms.add(method, batch, self.classes)
+            losses.append(step())
+            worst = max(worst, self._parameter_difference(method, f"{prefix}step{number}"))
         found = {"steps": worst}
         if not prefix:
             found["loss_per_step"] = _difference(torch.stack(losses), self.arrays["loss_per_step"])
             with torch.no_grad():
-                after = method.logits(batch, method.text_features(self.classes))
+                after = method.logits(batch, method.classifier(self.classes))
             found["logits_after"] = _difference(after, self.arrays["logits_after"])
+            found |= terms.differences()
         return found
+
+    def _parameter_difference(self, method: Method, stem: str) -> float:
+        """Of all parameters to the arrays ``<stem>.<official name>``."""
+        return max(
+            _difference(parameter, self.arrays[f"{stem}.{method.official_parameter(name)}"])
+            for name, parameter in method.named_parameters()
+        )
+
+    def _teacher(self, method: Method) -> Differences:
+        """The frozen model's features and logits, where the case holds them."""
+        if not any(key.startswith("teacher_") for key in self.arrays):
+            return {}
+        args = (self.classes, self.templates)
+        with torch.no_grad():
+            image_raw = self.clip.image_features(self.images)
+        text, image = self.clip.frozen_text(*args, normalise_each=False), F.normalize(image_raw, dim=-1)
+        ours = {
+            "text_features_raw": self.clip.frozen_text(*args, normalise_each=False, normalise_mean=False),
+            "text_features": text,
+            "image_features_raw": image_raw,
+            "image_features": image,
+            "logits": self.clip.logits(image, text),
+        }
+        # Our method has its anchors' templates from the paper: the case must mean the same.
+        found: Differences = {"tokens": float(len(set(self.templates) ^ set(GENERIC_60)))}
+        for key, value in ours.items():
+            if f"teacher_{key}" in self.arrays:
+                difference = {key.split("_", 1)[-1]: _difference(value, self.arrays[f"teacher_{key}"])}
+                found = _worst(found, difference)
+        return found
+
+    def _aggregation(self, kind: type[Method]) -> Differences:
+        """A run of several epochs and the Gaussian-weighted sum of the parameters after each."""
+        case, method = self.case, self.method(kind)
+        batch = self.batch(method)
+        step = _stepper(method, batch, self.classes)
+        settings = Settings(epochs=case["epochs"], gpa_mean=case["gpa_mean"], gpa_std=case["gpa_std"])
+        shares, worst = aggregation_weights(settings), 0.0
+        sums = {name: torch.zeros_like(p) for name, p in method.named_parameters()}
+        for epoch, share in enumerate(shares, 1):
+            for _ in range(case["batches_per_epoch"]):
+                step()
+            if any(key.startswith(f"epoch{epoch}.") for key in self.arrays):
+                worst = max(worst, self._parameter_difference(method, f"epoch{epoch}"))
+            for name, parameter in method.named_parameters():
+                sums[name] += share * parameter.detach()
+        method.load_state_dict(sums)
+        found = {"epochs": max(worst, self._parameter_difference(method, "gpa"))}
+        if "gpa_weights" in self.arrays:
+            ours = torch.tensor(shares, dtype=torch.float64)
+            found["gpa_weights"] = _difference(ours, self.arrays["gpa_weights"])
+        if "logits_gpa" in self.arrays:
+            with torch.no_grad():
+                logits = method.eval().logits(batch, method.classifier(self.classes))
+            found["logits_after"] = _difference(logits, self.arrays["logits_gpa"])
+        return found
+
+
+class _Terms:
+    """The terms of a loss before each step, for the arrays ``loss_<term>..._per_step`` of a case."""
+
+    def __init__(self, arrays: Mapping[str, Tensor]) -> None:
+        found = {key: term for key in arrays for stem, term in TERMS.items() if key.startswith(stem)}
+        self.targets = {term: arrays[key] for key, term in found.items()}
+        self.ours: dict[str, list[Tensor]] = {term: [] for term in self.targets}
+
+    def add(self, method: Method, batch: Batch, classes: Classes) -> None:
+        if self.targets:
+            terms = method.loss_terms(batch, classes)
+            for term, values in self.ours.items():
+                values.append(terms[term].detach())
+
+    def differences(self) -> Differences:
+        worst = [_difference(torch.stack(self.ours[term]), self.targets[term]) for term in self.targets]
+        return {"loss_terms": max(worst)} if worst else {}
+
+
+def _stepper(method: Method, batch: Batch, classes: Classes, **changes: Any) -> Callable[[], Tensor]:
+    """A function that makes one SGD step of the format and returns the loss before it."""
+    settings = type(method).Settings().model_copy(update={**STEP, **changes})
+    optimizer = make_optimizer(settings, list(method.parameters()))
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = method.loss(batch, classes)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def gpa_differences(arrays: Mapping[str, Tensor]) -> Differences:
+    """Arrays ``gpa_weights.epochs<E>_mean<m>_std<s>``: aggregation weights for settings in their name."""
+    worst = []
+    for key, target in arrays.items():
+        if found := GPA.fullmatch(key):
+            epochs, mean, std = int(found[1]), float(found[2]), float(found[3])
+            ours = aggregation_weights(Settings(epochs=epochs, gpa_mean=mean, gpa_std=std))
+            worst.append(_difference(torch.tensor(ours, dtype=torch.float64), target))
+    return {"gpa_weights": max(worst)} if worst else {}
+
+
+def _worst(one: Differences, other: Differences) -> Differences:
+    return {key: max(one.get(key, 0.0), other.get(key, 0.0)) for key in {**one, **other}}
 
 
 def zeroshot_differences(folder: Path, cases: Mapping[str, Any], stem: str, clip: FrozenCLIP) -> Differences:
@@ -226,13 +356,17 @@ def run(folder: Path) -> Iterator[tuple[str, str, Differences | None]]:
         yield path.stem, "zero-shot", zeroshot_differences(folder, cases, path.stem, clip)
     for path in sorted(folder.glob("lr_schedule*.safetensors")):
         yield path.stem, "schedule", schedule_differences(path)
+    known_files = {case.get("file", f"{name}.safetensors") for name, case in cases["cases"].items()}
+    for path in sorted(folder.glob("*gpa*.safetensors")):
+        if path.name not in known_files:
+            yield path.stem, "aggregation weights", gpa_differences(weights.read_weights(path))
     for name, case in cases["cases"].items():
         kind = known.get(case.get("method"))
         if kind is None:
             yield name, str(case.get("method")), None
             continue
         try:
-            differences = Case(folder, name, case, clip).differences(kind)
+            differences = Case(folder, name, cases, clip).differences(kind)
         except KeyError as error:
             raise UserError(f"Case {name} lacks {error}; complete the folder.") from None
         except (ValueError, RuntimeError) as error:  # shapes or settings that do not belong together
