@@ -12,6 +12,7 @@ from promptbench.errors import UserError
 
 if TYPE_CHECKING:
     from promptbench.data import Dataset
+    from promptbench.method import Method
     from promptbench.trials import Benchmark, Trial
 
 app = typer.Typer(
@@ -418,6 +419,7 @@ def show(
         ),
         ("pictures per second", f"{record.pictures_per_second:,.0f} in training"),
         *(("data", label) for label in record.labels),
+        *(("note", note) for note in record.fallbacks),
         ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
         ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),
@@ -543,8 +545,10 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
         rows.append(
             {
                 "trial": trial.label,
-                "epochs": str(trial.settings["epochs"]),
-                "lr": f"{trial.settings['lr']:g}" if trial.shots else "-",
+                "epochs": f"{steps} steps"
+                if (steps := trial.settings["steps"])
+                else str(trial.settings["epochs"]),
+                "lr": f"{trial.settings['lr']:g}" if trial.settings["epochs"] else "-",
                 "memory": f"{memory / 2**30:.1f} GiB",
                 "hash": trial.hash[:8],
                 "state": "done" if record else "to run",
@@ -556,16 +560,23 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
     from promptbench.method import methods
+    from promptbench.trials import BENCHMARKS
     from promptbench.weights import backbone_shape
 
     shape = backbone_shape(backbone)
+
+    def parameters(kind: "type[Method]") -> str:
+        """The count, or how it grows with the classes."""
+        one, two = (kind.parameter_count(kind.Settings(), shape, n) for n in (1, 2))
+        return f"{one:,}" if one == two else f"{two - one:,} per class"
+
     return [
         {
             "method": name,
             "paper": kind.paper,
             "trains": " + ".join(sorted(kind.trains)) or "nothing",
-            "parameters": f"{kind.parameter_count(kind.Settings(), shape, 1):,}",
-            "formula": kind.formula,
+            "parameters": parameters(kind),
+            "benchmarks": "all but " + ", ".join(kind.unfit) if kind.unfit else f"all {len(BENCHMARKS)}",
         }
         for name, kind in methods().items()
     ]

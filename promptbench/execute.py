@@ -152,10 +152,8 @@ def run_trial(
         ),
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device),
-        labels=[
-            *(f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)),
-            *([f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else []),
-        ],
+        labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
+        fallbacks=[f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else [],
     )
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -64,6 +64,8 @@ class Record(BaseModel):
     environment: dict[str, Any]
     #: what a reader must know about the data, such as "dtd: non-standard split"
     labels: list[str] = []
+    #: what the method did with classes it cannot be trained for, such as "taskres: zero-shot text ..."
+    fallbacks: list[str] = []
 
     @property
     def pictures_per_second(self) -> float:

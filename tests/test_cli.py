@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from promptbench import cli
+from promptbench.method import methods
 
 COMMANDS: list[list[str]] = [
     *([], ["run"], ["compare"], ["ls"], ["show"], ["verify"]),
@@ -311,6 +312,25 @@ def test_force_keeps_the_old_record_until_there_is_a_new_one(make_dataset: Any, 
     picture.write_bytes(b"x" * picture.stat().st_size)  # the same trial by its fingerprint, but unreadable
     assert call("run", "ivlp", *arguments(card, out), "--force") == 2
     assert records(out) == before
+
+
+def test_every_method_runs(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them for an epoch, and what the table says of classes that were not trained on."""
+    card, out, names = make_dataset(), tmp_path / "out", sorted(methods())
+    assert call("run", *names, "--benchmark", "base2novel", *arguments(card, out)) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    found = {record["trial"]["method"]: record for record in records(out)}
+    assert sorted(found) == names
+    for name, kind in methods().items():
+        assert found[name]["fallbacks"] == ([f"{name}: {kind.fallback}"] if kind.fallback else [])
+        assert kind.fallback in table
+        assert found[name]["trial"]["shots"] == (2 if kind.uses_shots else 0)
+        for benchmark, reason in kind.unfit.items():
+            assert call("run", name, "--benchmark", benchmark, *arguments(card, out)) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"Error: {name} is not for {benchmark}: {reason}")
+    assert call("run", "taskres", "--benchmark", "fewshot", *arguments(card, tmp_path / "all")) == 0
+    assert records(tmp_path / "all")[0]["fallbacks"] == []
 
 
 def test_transfer_benchmarks(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

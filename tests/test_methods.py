@@ -1,6 +1,7 @@
 """Contracts that hold for every method in the registry, and the papers' parameter counts."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from promptbench.method import (
     resolve_settings,
     trainable_parameters,
 )
-from promptbench.train import autocast, create, fit
+from promptbench.train import Progress, autocast, create, fit
 from promptbench.trials import Evaluation
 from promptbench.views import Views, load_batches
 
 ALL = sorted(methods())
 TRAINED = [name for name in ALL if methods()[name].Settings.model_fields["epochs"].default]
+PER_CLASS = [name for name in ALL if methods()[name].fallback]
 NOVEL = Classes(("hot dog", "zebra", "suspension bridge"))
 
 
@@ -132,6 +134,48 @@ def test_save_and_load_are_strict(name: str, clip: FrozenCLIP, classes: Classes,
     other.load_state_dict(load_file(tmp_path / "p"), strict=True)
     assert torch.equal(method.eval().text_features(NOVEL), other.eval().text_features(NOVEL))
     assert not any("token_embedding" in key or "resblocks" in key for key in method.state_dict())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_cut_off_goes_on_bit_for_bit(
+    name: str, clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path
+) -> None:
+    """Same tensors as an undisturbed run, with aggregation over epochs and whatever the method draws."""
+    classes, items = colours.classes("base"), colours.few_shot(4, 1, "base")
+    held_out = colours.few_shot_val(4, 1, "base")
+
+    def run(folder: Path | None, stops: list[int]) -> dict[str, torch.Tensor]:
+        def stop(progress: Progress, epochs: int) -> None:
+            if progress.epoch in stops:
+                stops.remove(progress.epoch)
+                raise KeyboardInterrupt
+
+        while True:
+            method = make(name, clip, classes, gpa_mean=2.0, gpa_std=1.0)
+            with suppress(KeyboardInterrupt):
+                fit(method, colours, items, classes, 1, folder, report=stop, validation=held_out)
+                return method.state_dict()
+
+    straight, resumed = run(None, []), run(tmp_path, [1, 2])
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+@pytest.mark.parametrize("name", PER_CLASS)
+def test_classes_that_were_not_trained_on(name: str, clip: FrozenCLIP, colours: data.Dataset) -> None:
+    """Zero-shot, as the method's note says; a label space in another order finds its own parameters."""
+    classes, items = colours.classes("base"), colours.few_shot(4, 1, "base")
+    method = make(name, clip, classes)
+    fit(method, colours, items, classes, seed=1, validation=colours.few_shot_val(4, 1, "base"))
+    method.eval()
+    batch = make_batch(clip, 3)
+    zero_shot = make("zeroshot", clip, classes)
+    novel = method.logits(batch, method.classifier(NOVEL))
+    torch.testing.assert_close(novel, zero_shot.logits(batch, zero_shot.classifier(NOVEL)))
+    turned = Classes(classes.names[::-1], classes.template, "elsewhere")
+    logits = method.logits(batch, method.classifier(classes))
+    torch.testing.assert_close(method.logits(batch, method.classifier(turned)), logits.flip(1))
+    assert (logits - zero_shot.logits(batch, zero_shot.classifier(classes))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
