@@ -7,17 +7,18 @@ from promptbench.cards import Card
 from promptbench.data import Found, Item, read_file
 from promptbench.errors import UserError
 from promptbench.files import hash_value
+from promptbench.listing import read_lines
 
 
 def load(card: Card, folder: Path) -> Found:
     """Labels are line numbers of ``variants.txt``; a list's line is a picture's number and its variant."""
-    names = _lines(folder / "variants.txt", card)
+    names = read_lines(folder / "variants.txt", card.name)
     label = {name: number for number, name in enumerate(names)}
     splits = {}
     for split in ("train", "val", "test"):
         path = folder / f"images_variant_{split}.txt"
         items = []
-        for line in _lines(path, card):
+        for line in read_lines(path, card.name):
             number, _, name = line.partition(" ")
             if name not in label:
                 raise UserError(
@@ -26,11 +27,3 @@ def load(card: Card, folder: Path) -> Found:
             items.append(Item(f"{number}.jpg", label[name], name))
         splits[split] = items
     return Found(splits, partial(read_file, folder / card.images), hash_value(splits))
-
-
-def _lines(path: Path, card: Card) -> list[str]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{card.name}: cannot read the official list {path}; restore it.") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

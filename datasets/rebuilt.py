@@ -17,7 +17,7 @@ from promptbench.data import Found, Item, read_file
 from promptbench.datasets.folders import cut
 from promptbench.errors import UserError
 from promptbench.files import hash_value
-from promptbench.listing import list_folders
+from promptbench.listing import list_folders, read_lines
 
 CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 EUROSAT = {
@@ -72,7 +72,7 @@ def _folders(folder: Path, card: Card) -> Lists:
 def _pets(folder: Path, card: Card) -> Lists:
     def read(name: str) -> list[Item]:
         items = []
-        for line in _lines(folder / "annotations" / name):
+        for line in read_lines(folder / "annotations" / name, card.name):
             picture, number = line.split()[:2]
             items.append(Item(f"{picture}.jpg", int(number) - 1, picture.rpartition("_")[0].lower()))
         return items
@@ -110,11 +110,11 @@ def _flowers(folder: Path, card: Card) -> Lists:
 
 
 def _sun(folder: Path, card: Card) -> Lists:
-    labels = {path: number for number, path in enumerate(_lines(folder / "ClassName.txt"))}
+    labels = {path: number for number, path in enumerate(read_lines(folder / "ClassName.txt", card.name))}
 
     def read(name: str) -> list[Item]:
         items = []
-        for line in _lines(folder / name):
+        for line in read_lines(folder / name, card.name):
             where = line.rpartition("/")[0]
             words = where.strip("/").split("/")[1:]  # without the leading letter
             items.append(Item(line.strip("/"), labels[where], " ".join(reversed(words))))
@@ -125,21 +125,19 @@ def _sun(folder: Path, card: Card) -> Lists:
 
 def _ucf(folder: Path, card: Card) -> Lists:
     lists = folder / "ucfTrainTestlist"
-    labels = {line.split()[1]: int(line.split()[0]) - 1 for line in _lines(lists / "classInd.txt")}
+    labels = {
+        line.split()[1]: int(line.split()[0]) - 1 for line in read_lines(lists / "classInd.txt", card.name)
+    }
 
     def read(name: str) -> list[Item]:
         items = []
-        for line in _lines(lists / name):
+        for line in read_lines(lists / name, card.name):
             action, _, video = line.split()[0].partition("/")
             shown = "_".join(re.findall("[A-Z][^A-Z]*", action))
             items.append(Item(f"{shown}/{video.removesuffix('.avi')}.jpg", labels[action], shown))
         return items
 
     return read("trainlist01.txt"), read("testlist01.txt")
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _matlab(path: Path, key: str) -> Sequence[Any]:

@@ -1,4 +1,5 @@
-"""Pictures in folders: one sub-folder per class, listed once and kept in the user's cache directory."""
+"""Pictures in folders: one sub-folder per class, listed once and kept in the user's cache directory; and
+the lines of official lists."""
 
 import json
 import os
@@ -49,3 +50,15 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:  # a link in a circle
         return False
+
+
+def read_lines(path: Path, dataset: str) -> list[str]:
+    """The lines of an official list that are not blank, without blanks at their ends.
+
+    Raises UserError if it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{dataset}: cannot read the official list {path}; restore it.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
