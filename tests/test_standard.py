@@ -336,7 +336,7 @@ def test_rebuilt_caltech_and_eurosat_rename(tmp_path: Path) -> None:
 
 def test_missing_lists_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "ucf101").mkdir()
-    with pytest.raises(UserError, match="cannot make a split from the lists"):
+    with pytest.raises(UserError, match=r"cannot read the official list .*classInd.txt; restore it"):
         load("ucf101", tmp_path)
 
 
