@@ -143,7 +143,7 @@ def run(
     if backbone == usual["backbone"]:
         pretrained = pretrained or usual["pretrained"]
     device = environment.default_device()
-    kinds = [registry.get_method(name) for name in dict.fromkeys(methods)]
+    wanted = [registry.get_recipe(name) for name in dict.fromkeys(methods)]
     chosen = get_benchmark(benchmark)
     origin, targets = _datasets(
         chosen, suite or usual["suite"], dataset, source, (data_root, allow_nonstandard_split, template)
@@ -153,11 +153,11 @@ def run(
         origin = with_draws(origin, draws) if origin else None
     trials = plan(
         chosen,
-        kinds,
+        wanted,
         targets,
         seeds=_numbers("--seeds", seeds or usual["seeds"]),
         shots=_numbers("--shots", shots, least=1) if shots is not None else None,
-        overrides=_overrides(set_ or [], [kind.name for kind in kinds]),
+        overrides=_overrides(set_ or [], [recipe.name for recipe in wanted]),
         epochs=epochs,
         split=split,  # type: ignore[arg-type]  # checked above
         limit=limit,
@@ -559,7 +559,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
-    from promptbench.method import methods
+    from promptbench.method import methods, recipes
     from promptbench.trials import BENCHMARKS
     from promptbench.weights import backbone_shape
 
@@ -570,7 +570,7 @@ def _list_methods(backbone: str) -> list[dict[str, str]]:
         one, two = (kind.parameter_count(kind.Settings(), shape, n) for n in (1, 2))
         return f"{one:,}" if one == two else f"{two - one:,} per class"
 
-    return [
+    rows = [
         {
             "method": name,
             "paper": kind.paper,
@@ -580,6 +580,13 @@ def _list_methods(backbone: str) -> list[dict[str, str]]:
         }
         for name, kind in methods().items()
     ]
+    for name, recipe in recipes().items():
+        if recipe.settings:
+            kind = recipe.method
+            count = kind.parameter_count(kind.Settings(**recipe.settings), shape, 1)
+            rows.append({"method": name, "paper": recipe.about, "trains": "", "parameters": f"{count:,}"})
+            rows[-1]["benchmarks"] = f"as {kind.name}"
+    return rows
 
 
 def _list_datasets() -> list[dict[str, str]]:
@@ -628,8 +635,9 @@ def _print_rows(rows: Sequence[dict[str, str]]) -> None:
     from rich.table import Table
 
     table = Table(box=rich.box.SIMPLE_HEAD, show_header=any(key.strip() for key in rows[0]))
+    first = next(iter(rows[0]))
     for key in rows[0]:
-        table.add_column(key, overflow="fold")
+        table.add_column(key, overflow="fold", no_wrap=key == first)
     for row in rows:
         table.add_row(*(value.replace("[", r"\[") for value in row.values()))
     console = Console()

@@ -7,12 +7,14 @@ and nothing else (no optimiser, device, precision, data, saving). Its docstring 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -136,12 +138,12 @@ class Method(nn.Module):
     def check(cls, settings: Any, shape: Shape) -> None:
         """Refuse settings this backbone cannot serve. Raises UserError."""
         towers = {"depth_text": shape.text_layers, "depth_vision": shape.vision_layers}
-        for field, layers in {"depth": min(towers.values()), **towers}.items():
-            depth = getattr(settings, field, 0)
+        for key, layers in {"depth": min(towers.values()), **towers}.items():
+            depth = getattr(settings, key, 0)
             if depth > layers:
                 raise UserError(
-                    f"{cls.name}: {field}={depth} but this backbone has {layers} layers; "
-                    f"use --set {field}={layers} or less."
+                    f"{cls.name}: {key}={depth} but this backbone has {layers} layers; "
+                    f"use --set {key}={layers} or less."
                 )
 
     @property
@@ -256,27 +258,60 @@ def methods() -> dict[str, type[Method]]:
 
 def get_method(name: str) -> type[Method]:
     """The method called ``name``. Raises UserError with the nearest name."""
-    if name not in methods():
-        raise unknown("method", name, methods(), "See `promptbench ls methods`.")
-    return methods()[name]
+    return get_recipe(name).method
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, or a published variant of it under a name of its own: ``settings`` go between the paper's and
+    those tuned for a backbone. ``about`` says in a few words what is different."""
+
+    name: str
+    method: type[Method]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells the variant from the method: empty for the method itself."""
+        return self.name.removeprefix(f"{self.method.name}-") if self.settings else ""
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Everything that can be run by name: the methods, then the variants of ``methods/recipes.yaml``."""
+    text = resources.files("promptbench.methods").joinpath("recipes.yaml").read_text("utf-8")
+    found = {name: Recipe(name, kind) for name, kind in methods().items()}
+    for name, one in yaml.safe_load(text).items():
+        found[name] = Recipe(name, methods()[one["method"]], one["settings"], one["about"])
+    return found
+
+
+def get_recipe(name: str) -> Recipe:
+    """The method or variant called ``name``. Raises UserError with the nearest name."""
+    if name not in recipes():
+        raise unknown("method", name, recipes(), "See `promptbench ls methods`.")
+    return recipes()[name]
 
 
 def resolve_settings(
-    method: type[Method],
+    method: type[Method] | Recipe,
     benchmark: str,
     shots: int,
     dataset: str,
     tuned: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Settings for one trial: the paper's, then those ``tuned`` for the backbone, then the user's.
+    """Settings for one trial: the paper's, a recipe's, those ``tuned`` for the backbone, the user's.
 
     Raises UserError for a key that does not exist or a value that does not fit.
     """
+    recipe = method if isinstance(method, Recipe) else Recipe(method.name, method)
+    method = recipe.method
     for key in overrides or {}:
         if key not in method.Settings.model_fields:
             raise unknown(f"setting of {method.name}", key, method.Settings.model_fields)
-    chosen = {**(tuned or {}), **(overrides or {})}
+    chosen = {**recipe.settings, **(tuned or {}), **(overrides or {})}
     if "epochs" in chosen:  # somebody's epochs win over a paper's steps
         chosen.setdefault("steps", 0)
     values = {**method.paper_settings(benchmark, shots, dataset), **chosen}

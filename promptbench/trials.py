@@ -17,7 +17,7 @@ from promptbench.cards import Half, Split
 from promptbench.data import Dataset
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
-from promptbench.method import Method, Settings, resolve_settings
+from promptbench.method import Method, Recipe, Settings, resolve_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -152,17 +152,19 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def tuned_settings(backbone: str, method: str) -> dict[str, Any]:
-    """Settings chosen for a backbone whose scale the papers did not know: common ones, then the method's."""
+def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:
+    """Settings chosen for a backbone whose scale the papers did not know: common ones, then the variant's or,
+    if nobody tuned it, its method's."""
     if backbone != weights.POCKET:
         return {}
     chosen = yaml.safe_load((weights.pocket_folder() / "settings.yaml").read_text())
-    return {**chosen["common"], **chosen["settings"].get(method, {})}
+    own = chosen["settings"]
+    return {**chosen["common"], **own.get(recipe.name, own.get(recipe.method.name, {}))}
 
 
 def plan(
     benchmark: Benchmark,
-    methods: Sequence[type[Method]],
+    methods: Sequence[type[Method] | Recipe],
     datasets: Sequence[Dataset],
     seeds: Sequence[int] = (1,),
     shots: Sequence[int] | None = None,
@@ -178,7 +180,8 @@ def plan(
     """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
 
     In a transfer benchmark one training on ``source`` serves all of ``datasets``; in others ``source`` is
-    not used. ``overrides``: settings by method name. ``epochs`` overrides those trained by gradient only.
+    not used. ``overrides``: settings by name of method or recipe. ``epochs`` is for those trained by
+    gradient only.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     path, tag = weights.weights_file(backbone, pretrained)
@@ -192,30 +195,33 @@ def plan(
         raise UserError(f"{benchmark.name} needs a dataset to train on; give it with --source.")
     else:
         units = [(source, _with_source(source, datasets))]
-    for method in methods:
+    wanted = [one if isinstance(one, Recipe) else Recipe(one.name, one) for one in methods]
+    for method in (recipe.method for recipe in wanted):
         if reason := method.unfit.get(benchmark.name):
             raise UserError(f"{method.name} is not for {benchmark.name}: {reason}; leave it out.")
-    drawn = shots if any(method.uses_shots for method in methods) else ()
+    drawn = shots if any(recipe.method.uses_shots for recipe in wanted) else ()
     for dataset, tested in units:
         _check_data(benchmark, dataset, tested, split, drawn, seeds)
     trials: list[Trial] = []
-    for method in methods:
-        mine = dict((overrides or {}).get(method.name, {}))
+    for recipe in wanted:
+        method = recipe.method
+        mine = dict((overrides or {}).get(recipe.name, {}))
         gradient = method.Settings.model_fields["epochs"].default > 0
         if not gradient:  # how others are optimised does not make it another trial
             mine = {key: value for key, value in mine.items() if key not in Settings.model_fields}
         if epochs is not None and gradient:
             mine.setdefault("epochs", epochs)
-        tuned = tuned_settings(backbone, method.name)
+        tuned = tuned_settings(backbone, recipe)
         for dataset, tested in units:
             prints = [one.fingerprint for one in tested]
             for count in shots if method.uses_shots else (0,):
-                given = (method, benchmark.name, count, dataset.name, tuned)
+                given = (recipe, benchmark.name, count, dataset.name, tuned)
                 default, settings = resolve_settings(*given), resolve_settings(*given, mine)
                 method.check(settings, shape)
                 if method.trains and not method.parameter_count(settings, shape, 2):
                     raise UserError(f"{method.name}: these settings leave nothing to train; use more tokens.")
                 changed = [k for k in mine if getattr(settings, k) != getattr(default, k)]
+                labels = [recipe.label, *(f"{key}={getattr(settings, key)}" for key in sorted(changed))]
                 trials += [
                     Trial(
                         benchmark=benchmark.name,
@@ -237,7 +243,7 @@ def plan(
                         pretrained=pretrained,
                         weights=fingerprint,
                         precision=precision,
-                        variant=" ".join(f"{key}={getattr(settings, key)}" for key in sorted(changed)),
+                        variant=" ".join(filter(None, labels)),
                     )
                     for seed in (seeds if method.uses_shots else (0,))
                 ]

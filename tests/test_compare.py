@@ -310,16 +310,21 @@ def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
     import yaml
 
+    from promptbench.method import get_recipe
     from promptbench.trials import tuned_settings
     from promptbench.weights import pocket_folder
 
     chosen = yaml.safe_load((pocket_folder() / "settings.yaml").read_text())
-    for method in ("coop", "ivlp", "maple", "mmlop"):
-        assert tuned_settings("pocket", method) == {**chosen["common"], **chosen["settings"][method]}
-        best = max(chosen["tried"][method], key=lambda row: row["base_val"])
-        assert best.items() >= chosen["settings"][method].items()
-        assert tuned_settings("ViT-B-16-quickgelu", method) == {}
-    assert tuned_settings("pocket", "a new method") == chosen["common"]
+    for name, settings in chosen["settings"].items():
+        recipe = get_recipe(name)
+        assert tuned_settings("pocket", recipe) == {**chosen["common"], **settings}
+        best = max(chosen["tried"][name], key=lambda row: row["base_val"])
+        assert best.items() >= settings.items()
+        assert tuned_settings("ViT-B-16-quickgelu", recipe) == {}
+    assert tuned_settings("pocket", get_recipe("zeroshot")) == chosen["common"]
+    # a variant nobody tuned has its method's
+    variant = get_recipe("ivlp-2-12")
+    assert tuned_settings("pocket", variant) == tuned_settings("pocket", get_recipe("ivlp"))
 
 
 def transfer(method: str, seed: int, **correct: int) -> Record:

@@ -20,12 +20,14 @@ from promptbench.method import (
     Method,
     Shots,
     get_method,
+    get_recipe,
     methods,
+    recipes,
     resolve_settings,
     trainable_parameters,
 )
 from promptbench.train import Progress, autocast, create, fit
-from promptbench.trials import Evaluation
+from promptbench.trials import BENCHMARKS, Evaluation, plan
 from promptbench.views import Views, load_batches
 
 ALL = sorted(methods())
@@ -334,6 +336,28 @@ def test_settings_order_and_mistakes() -> None:
         resolve_settings(coop, "base2novel", 16, "icons", None, {"position": "front", "n_ctx": 2})
     with pytest.raises(UserError, match="fewer words than n_ctx"):
         resolve_settings(coop, "base2novel", 16, "icons", None, {"ctx_init": "a", "n_ctx": 3})
+
+
+def test_recipes(colours: data.Dataset) -> None:
+    """Variants by name: paper, recipe, tuned, user; settings tell them apart."""
+    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    for name, recipe in recipes().items():
+        settings = resolve_settings(recipe, "base2novel", 16, "dtd")
+        recipe.method.check(settings, shape)
+        assert recipe.settings.items() <= settings.model_dump().items(), name
+    ivlp = get_recipe("ivlp-2-12")
+    settings = resolve_settings(ivlp, "base2novel", 16, "dtd")
+    assert (settings.n_ctx, settings.depth_text, settings.lr, settings.epochs) == (2, 12, 0.0035, 5)
+    assert ivlp.method.parameter_count(settings, shape, 1) == 12 * 2 * (512 + 768)
+    assert resolve_settings(ivlp, "base2novel", 16, "dtd", {"lr": 0.1}).lr == 0.1
+    wanted = [get_recipe("mmlop"), get_recipe("mmlop-rank2")]
+    overrides = {"mmlop": {"depth": 3}, "mmlop-rank2": {"depth": 2}}
+    plain, variant = plan(BENCHMARKS["base2novel"], wanted, [colours], shots=[2], overrides=overrides)
+    assert (plain.variant, variant.variant) == ("depth=3", "rank2 depth=2")
+    assert (plain.settings["rank"], variant.settings["rank"]) == (1, 2)
+    assert plain.hash != variant.hash
+    with pytest.raises(UserError, match="Did you mean 'mmlop-rank"):
+        get_recipe("mmlop-rank3")
 
 
 def test_unknown_method() -> None:
