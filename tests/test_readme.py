@@ -7,8 +7,9 @@ from typing import Any
 from promptbench import cards, data
 from promptbench.clip import FrozenCLIP
 from promptbench.compare import load_frame, render, summarise
-from promptbench.method import Method, trainable_parameters
+from promptbench.method import Method, methods, trainable_parameters
 from promptbench.train import create, fit
+from promptbench.weights import backbone_shape
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,6 +18,20 @@ README = (ROOT / "README.md").read_text()
 def test_table_is_that_of_the_reference_records() -> None:
     table = render(summarise(load_frame(ROOT / "results/reference")), "md")
     assert table.strip() in README
+
+
+def test_its_methods_are_those_of_the_registry() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \| ([\d,]+)( per class)? \| ([^|]+) \|$", README, re.M
+    )
+    assert {name for name, *_ in rows} == set(methods())
+    shape = backbone_shape("ViT-B-16-quickgelu")
+    for name, trains, count, per_class, paper in rows:
+        kind = methods()[name]
+        one, two = (kind.parameter_count(kind.Settings(), shape, n) for n in (1, 2))
+        assert int(count.replace(",", "")) == (two - one if per_class else one), name
+        assert trains == (" + ".join(sorted(kind.trains)) or "nothing")
+        assert paper == kind.paper
 
 
 def test_files_it_points_to_exist() -> None:
