@@ -21,16 +21,28 @@ def load(card: Card, folder: Path) -> Found:
     """Splits and pictures under ``folder / card.source``. Raises UserError if it is not such a folder."""
     root = folder / card.source
     own = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    if not own and root.is_dir():
+        known = {"train", "val", "test"}
+        if capital := sorted(one.name for one in root.iterdir() if one.name.lower() in known):
+            raise UserError(f"{root} has {capital[0]!r}; call it {capital[0].lower()!r} if it is a split.")
     if own and not {"train", "test"} <= set(own):
         raise UserError(f"{root} has {' and '.join(own)} but needs train and test (val may be missing).")
     listed = {f"{split}/": list_folders(root / split, card.name) for split in own} or {
         "": list_folders(root, card.name)
     }
     folders = sorted({name for files in listed.values() for name in files})
-    names = read_classnames(root / "classnames.txt", card.name) if (root / "classnames.txt").is_file() else {}
+    for name in folders:
+        empty = [split for split in listed if not listed[split].get(name) and split != "val/"]
+        if empty:
+            raise UserError(
+                f"{card.name}: the folder {str(root / empty[0] / name)!r} holds no pictures; add some, or "
+                "remove the class."
+            )
+    path = root / "classnames.txt"
+    names = read_classnames(path, card.name, folders) if path.is_file() else {}
     unnamed = [name for name in folders if names and name not in names]
     if unnamed:
-        raise UserError(f"{root / 'classnames.txt'} has no line for the folder {unnamed[0]!r}; add one.")
+        raise UserError(f"{path} has no line for the folder {unnamed[0]!r}; add one.")
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(folders):
         for split in own:
@@ -38,9 +50,13 @@ def load(card: Card, folder: Path) -> Found:
             splits[split] += [Item(f"{split}/{name}/{file}", label, names.get(name, name)) for file in files]
         if not own:
             items = [Item(f"{name}/{file}", label, names.get(name, name)) for file in listed[""][name]]
-            for split, part in cut(items, random.Random(name)).items():
+            parts = cut(items, random.Random(name))
+            if not parts["test"] and len(items) > 1:  # three pictures: CoOp's rounding leaves none
+                parts["test"].append((parts["val"] or parts["train"]).pop())
+            for split, part in parts.items():
                 splits[split] += part
-    return Found(splits, partial(read_file, root), hash_value(splits))
+    sizes = [(root / item.path).stat().st_size for items in splits.values() for item in items]
+    return Found(splits, partial(read_file, root), hash_value([splits, sizes]))
 
 
 def cut(

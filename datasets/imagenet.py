@@ -5,6 +5,7 @@
 classes, so A and R are 200-way). KaiyangZhou/CoOp: datasets/imagenet*.py.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import list_folders
 
+LAYOUTS = ("train-val", "numbers", "wnids")
+
 
 def load(card: Card, folder: Path) -> Found:
     """ImageNet's val pictures are val and test split; variants have a test split only.
@@ -21,7 +24,11 @@ def load(card: Card, folder: Path) -> Found:
     File names are sorted: the official code takes them as the file system lists them, so its few-shot
     sample of ImageNet equals nobody else's. Raises UserError for a missing list or folder.
     """
-    root, layout = folder / card.images, card.options["layout"]
+    root, layout = folder / card.images, card.options.get("layout")
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"The card of {card.name} needs options.layout, one of {', '.join(LAYOUTS)}, for this loader."
+        )
     names = read_classnames(folder / "classnames.txt", card.name)
     if layout == "train-val":
         listed = {split: list_folders(root / split, card.name) for split in ("train", "val")}
@@ -67,19 +74,30 @@ def load(card: Card, folder: Path) -> Found:
     return Found(splits, partial(read_file, root), fingerprint, classnames)
 
 
-def read_classnames(path: Path, dataset: str) -> dict[str, str]:
-    """``<wnid> <class name>`` per line, in file order. Raises UserError if the file is not that."""
+def read_classnames(path: Path, dataset: str, folders: Sequence[str] = ()) -> dict[str, str]:
+    """``<wnid> <class name>`` per line, in file order. With ``folders``, a line's folder is the longest of
+    them that it begins with, so that names of folders may hold blanks. Raises UserError if it is not that.
+    """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{dataset}: {path} is not UTF-8 text; save it as that.") from None
+    except OSError:
         raise UserError(
             f"{dataset}: expected the list of class names at {path}; get it from CoOp's DATASETS.md."
         ) from None
-    names = {}
+    names: dict[str, str] = {}
+    longest_first = sorted(folders, key=len, reverse=True)
     for number, line in enumerate(lines, 1):
-        wnid, _, name = line.strip().partition(" ")
-        if line.strip() and not name.strip():
+        text = " ".join(line.split())
+        folder = next((one for one in longest_first if text.startswith(f"{one} ")), text.partition(" ")[0])
+        name = text[len(folder) :].strip()
+        if text and not name:
             raise UserError(f"{path}, line {number}: expected '<folder> <class name>', not {line!r}.")
-        if wnid:
-            names[wnid] = name.strip()
+        if folders and text and folder not in folders:
+            raise UserError(f"{path}, line {number}: there is no folder {folder!r}; correct the line.")
+        if folder in names:
+            raise UserError(f"{path}, line {number}: {folder!r} has a name already; drop one of the lines.")
+        if text:
+            names[folder] = name
     return names

@@ -42,20 +42,28 @@ def check(names: Sequence[str], root: Path | None, full: bool = False) -> list[C
     """Check datasets by name (none: all that are shipped or lie under the data root); with ``full`` every
     picture is decoded, else a sample. Raises UserError for an unknown name."""
     for name in names:
-        if name not in cards() and not Path(name).exists():
+        if name.partition(":")[0] not in cards() and not Path(name).exists():
             raise unknown("dataset", name, cards(), "See `promptbench ls datasets`.")
     return [_check(name, root, full) for name in names or list(cards())]
 
 
 def _check(name: str, root: Path | None, full: bool) -> Check:
     result = Check(name)
+    card = cards()[name][0] if name in cards() else None
     try:
-        dataset = data.load(name, root, allow_nonstandard=False)
+        dataset = data.load(name, root)
     except UserError as error:
-        card = cards()[name][0] if name in cards() else None
         source = f" It comes from {card.url}" if card and card.url else ""
-        result.problems.append(f"{error}{source}")
-        return result
+        text = str(error).removeprefix(f"{name}: ")
+        result.problems.append(_missing(card, root) or f"{text}{source}")
+        folder = data.data_root(root)
+        if not (card and card.folder and folder and (folder / card.folder / card.source).is_file()):
+            return result
+        try:  # what is there, though it is not what the card says
+            dataset = data.load(name, root, allow_nonstandard=True)
+        except UserError:
+            return result
+        result.problems.clear()
     result.found = True
     card, splits = dataset.card, dataset.splits
     result.classes = f"{len(dataset.classnames)}"
@@ -70,8 +78,36 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
             f"{base:,} / {novel:,} test pictures in base and novel half instead of {wanted}"
         )
     _check_order(card, dataset, result)
+    _check_overlap(dataset, result)
     _decode(dataset, full, result)
     return result
+
+
+def _missing(card: Card | None, root: Path | None) -> str:
+    """What belongs into a dataset's folder that is not there; empty if the folder is."""
+    folder = data.data_root(root)
+    if card is None or not card.folder or folder is None or (folder / card.folder).is_dir():
+        return ""
+    parts = [name for name in (card.source, f"{card.images}/" if card.images else "") if name]
+    archives = ", ".join(archive.file for archive in card.archives)
+    made = f" (`promptbench data prepare {card.name}` unpacks {archives})" if archives else ""
+    source = f"; it comes from {card.url}" if card.url else ""
+    return f"expected its folder at {folder / card.folder} with {' and '.join(parts)}{made}{source}"
+
+
+def _check_overlap(dataset: Dataset, result: Check) -> None:
+    """A picture twice in a split, or in two splits; ImageNet's validation pictures are its test pictures."""
+    paths = {split: [item.path for item in items] for split, items in dataset.splits.items()}
+    for split, mine in paths.items():
+        if twice := len(mine) - len(set(mine)):
+            result.problems.append(f"{twice:,} pictures stand twice in {split}")
+    pairs = [("train", "val"), ("train", "test")]
+    pairs += [("val", "test")] if paths["val"] != paths["test"] else []
+    for one, other in pairs:
+        if both := set(paths[one]) & set(paths[other]):
+            result.problems.append(
+                f"{len(both):,} pictures stand in {one} and in {other}, such as {min(both)!r}"
+            )
 
 
 def _check_order(card: Card, dataset: Dataset, result: Check) -> None:

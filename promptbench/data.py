@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -75,14 +75,29 @@ class Dataset:
         try:
             found = self.pictures(path)
             image = Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found
+            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+                raise ValueError("more than 8 bits per channel; convert it")
             return image.convert("RGB")
         except UserError:
             raise
         except Exception as error:
+            where = str(self.root / path) if self.root else path
+            cause = getattr(error, "strerror", "") or str(error).split("\n")[0].replace(where, "it")
             raise UserError(
-                f"Picture {path!r} of {self.name} cannot be read ({type(error).__name__}); restore the file "
-                "or take it out of the split."
+                f"Picture {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); restore "
+                "the file or take it out of the split."
             ) from None
+
+    @property
+    def root(self) -> Path | None:
+        """Where the pictures lie as files; None for archives and scans from packages."""
+        one = self.pictures
+        return one.args[0] if isinstance(one, partial) and one.func is read_file else None
+
+    def stamps(self, paths: Iterable[str]) -> list[tuple[int, int] | None]:
+        """Size and time of change of picture files: what tells a replaced picture from the one before, for
+        caches. Empty where ``fingerprint`` covers the pictures themselves."""
+        return [_stamp(self.root / path) for path in paths] if self.root else []
 
     def half(self, half: Half) -> list[int]:
         """Labels of the base half (the first ceil(n/2)), the novel half, or all.
@@ -189,7 +204,8 @@ def locate(name: str, root: Path | None = None, template: str | None = None) -> 
     elif Path(name).is_dir():
         folder = Path(name).resolve()
         slug = re.sub("[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_") or "pictures"
-        card = Card(name=slug, title=f"Pictures in {folder.name}", loader="folders")
+        own = {"source": "."} if (folder / "split.json").is_file() else {"loader": "folders"}
+        card = Card(name=slug, title=f"Pictures in {folder.name}", **own)
     else:
         hint = "See `promptbench ls datasets`; the path of a card (.yaml) or a folder of pictures works too."
         raise unknown("dataset", name, cards(), hint)
@@ -290,6 +306,14 @@ def check_paths(splits: Splits, where: str) -> None:
             )
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def read_file(root: Path, path: str) -> bytes:
     """A picture's bytes. Not a closure: worker processes that are not forked must be able to unpickle it."""
     return (root / path).read_bytes()
@@ -345,6 +369,8 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
 def _check_names(card: Card, classnames: Sequence[str]) -> None:
     if len(classnames) < 2:
         raise UserError(f"{card.name} has {len(classnames)} class; classification needs at least two.")
+    if blank := [name for name in classnames if not readable(name).strip()]:
+        raise UserError(f"{card.name}: a class is called {blank[0]!r}, which leaves no word; rename it.")
     seen: dict[str, str] = {}
     for name in classnames if not card.repeated_names else ():
         # CLIP's tokenizer lower-cases and joins blanks.

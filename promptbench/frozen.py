@@ -35,6 +35,7 @@ def frozen_features(
         **clip.identity(),
         "dataset": [dataset.name, dataset.fingerprint],
         "items": [item.path for item in items],
+        "files": dataset.stamps(item.path for item in items),
         "views": views.identity(training=draw is not None),
         "draw": draw,
     }

@@ -10,22 +10,32 @@ from promptbench.cache import default_folder
 from promptbench.errors import UserError
 from promptbench.files import hash_value, write_atomic
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm"),
+}
+UNREADABLE = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw"}
 
 
 def list_folders(root: Path, dataset: str) -> dict[str, list[str]]:
     """Sub-folders of ``root`` and the sorted names of the pictures in each; other files are skipped.
 
     Kept under a key of the folders' own times of change, so that a million names are listed once.
-    Raises UserError if ``root`` is no folder, holds no sub-folder, or one cannot be read.
+    Raises UserError if ``root`` is no folder, holds no sub-folder, if one cannot be read or holds pictures in
+    a format that cannot, or a name is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"{dataset}: expected a folder with one sub-folder per class at {root}.")
-    try:
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-        times = [(name, (root / name).stat().st_mtime_ns) for name in folders]
-    except OSError as error:
-        raise UserError(f"{dataset}: cannot list {root} ({error.strerror}).") from None
+    folders, times = [], []
+    for entry in _entries(root, dataset):
+        try:
+            if entry.is_dir() and entry.name[0] != "." and entry.name != "__MACOSX":
+                folders.append(entry.name)
+                times.append((entry.name, entry.stat().st_mtime_ns))
+        except OSError as error:
+            raise UserError(
+                f"{dataset}: {entry.path} cannot be read ({error.strerror}); repair or remove it."
+            ) from None
     if not folders:
         raise UserError(f"{dataset}: there is no sub-folder in {root}; expected one per class.")
     path = default_folder() / "listings" / f"{hash_value([str(root.resolve()), times])}.json"
@@ -37,12 +47,34 @@ def list_folders(root: Path, dataset: str) -> dict[str, list[str]]:
     return found
 
 
-def _pictures(folder: Path, dataset: str) -> list[str]:
+def _entries(folder: Path, dataset: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name. Raises UserError if it cannot be listed or a name is not UTF-8."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if Path(e.name).suffix.lower() in SUFFIXES and _is_file(e))
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{dataset}: cannot list {folder} ({error.strerror}).") from None
+    for entry in found:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{dataset}: the name {os.fsencode(entry.name)!r} in {folder} is not UTF-8; rename it."
+            ) from None
+    return found
+
+
+def _pictures(folder: Path, dataset: str) -> list[str]:
+    found = []
+    for entry in _entries(folder, dataset):
+        suffix = Path(entry.name).suffix.lower()
+        if suffix in UNREADABLE:
+            raise UserError(
+                f"{dataset}: {entry.path} is of a kind that cannot be read; convert it to JPEG or PNG."
+            )
+        if suffix in SUFFIXES and _is_file(entry):
+            found.append(entry.name)
+    return found
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -4,17 +4,22 @@ Nothing is downloaded. This is the only code that writes into a data folder, and
 """
 
 import csv
+import gzip
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from promptbench import data
 from promptbench.cards import Card, cards
 from promptbench.errors import UserError, unknown
+
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def prepare(names: list[str], root: Path) -> Iterator[str]:
@@ -51,6 +56,10 @@ def _unpack_all(card: Card, root: Path) -> Iterator[str]:
         if path is None or (folder / archive.makes).exists():
             continue
         unpack(path, target, archive.strip)
+        if not (folder / archive.makes).exists():
+            raise UserError(
+                f"{path} did not hold {archive.makes}; it is not the archive of {card.name}, get that."
+            )
         yield f"unpacked {path.name} into {target}"
 
 
@@ -75,7 +84,7 @@ def unpack(archive: Path, target: Path, strip: str = "") -> None:
                     )
             for entry in sorted(place.iterdir()):
                 entry.rename(target / entry.name)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{archive} cannot be unpacked ({' '.join(str(error).split())}); get it again."
         ) from None
@@ -118,6 +127,8 @@ def _unpack_tar(archive: Path, place: Path, strip: str) -> None:
             assert source is not None
             with source, (place / inside).open("wb") as out:
                 shutil.copyfileobj(source, out)
+        while file.fileobj and file.fileobj.read(1 << 20):
+            pass  # to the end, where gzip keeps its checksum
 
 
 def _sort_val(folder: Path) -> Iterator[str]:

@@ -2,15 +2,21 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from promptbench import cards, data
+from promptbench.cache import FeatureCache
 from promptbench.check import check
+from promptbench.clip import FrozenCLIP
 from promptbench.data import Item
 from promptbench.errors import UserError
+from promptbench.frozen import frozen_features
+from promptbench.views import Views
 from tests import mini
 
 ELEVEN = [
@@ -369,7 +375,7 @@ def test_a_folder_per_class_is_a_dataset(tmp_path: Path) -> None:
 def test_own_splits_and_names_are_used(tmp_path: Path) -> None:
     folder = own(tmp_path / "zoo", splits=True)
     (folder / "classnames.txt").write_text("red_panda lesser panda\nSnow snow leopard\nyak yak\nzebu zebu\n")
-    with pytest.raises(UserError, match=r"no line for the folder 'Snow leopard'"):
+    with pytest.raises(UserError, match=r"line 2: there is no folder 'Snow'; correct"):
         data.load(str(folder))
     (folder / "train" / "Snow leopard").rename(folder / "train" / "Snow")
     (folder / "test" / "Snow leopard").rename(folder / "test" / "Snow")
@@ -399,13 +405,95 @@ def test_links_in_circles_are_skipped(tmp_path: Path) -> None:
     assert len(data.load(str(folder)).splits["train"]) == 20
 
 
+def test_what_would_shift_labels_is_refused(tmp_path: Path) -> None:
+    """Folders without readable pictures must not drop out of the classes without a word."""
+    folder = own(tmp_path / "zoo")
+    for path in (folder / "zebu").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    (folder / "__MACOSX").mkdir()
+    with pytest.raises(UserError, match=r"the folder '.*zoo/zebu' holds no pictures"):
+        data.load(str(folder))
+    (folder / "zebu" / "1.heic").write_bytes(b"")
+    data.load.cache_clear()
+    with pytest.raises(UserError, match=r"1\.heic is of a kind that cannot be read; convert it"):
+        data.load(str(folder))
+    folder = own(tmp_path / "two", splits=True)
+    (folder / "train").rename(folder / "Train")
+    (folder / "test").rename(folder / "TEST")
+    with pytest.raises(UserError, match=r"has 'TEST'; call it 'test'"):
+        data.load(str(folder))
+
+
+def test_names_with_blanks_and_from_other_editors(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo")
+    lines = ["red_panda\tlesser panda", "Snow leopard ounce of the hills", "yak yak", "zebu  zebu"]
+    (folder / "classnames.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    dataset = data.load(str(folder))
+    assert dataset.classnames == ("ounce of the hills", "lesser panda", "yak", "zebu")
+    (folder / "classnames.txt").write_bytes("red_panda Bär".encode("latin-1"))
+    data.load.cache_clear()
+    with pytest.raises(UserError, match="is not UTF-8 text; save it as that"):
+        data.load(str(folder))
+    (folder / "classnames.txt").write_text("yak a\nyak b\n")
+    with pytest.raises(UserError, match="line 2: 'yak' has a name already"):
+        data.load(str(folder))
+
+
+def test_folder_names_the_file_system_garbled(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo")
+    Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff")).mkdir()
+    with pytest.raises(UserError, match=r"the name b'bad\\xff' in .* is not UTF-8; rename it"):
+        data.load(str(folder))
+
+
+def test_three_pictures_of_a_class_leave_one_to_test(tmp_path: Path) -> None:
+    for name in ("a cat", "a dog"):
+        for number in range(3):
+            mini.picture(tmp_path / "pets" / name / f"{number}.png")
+    sizes = {split: len(items) for split, items in data.load(str(tmp_path / "pets")).splits.items()}
+    assert sizes == {"train": 4, "val": 0, "test": 2}
+
+
+def test_a_folder_with_a_split_file_keeps_its_split(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo")
+    items = [[f"{name}/{n}.png", label, name] for label, name in enumerate(("yak", "zebu")) for n in range(3)]
+    split = {"train": items, "val": [], "test": items[:1] + items[3:4]}
+    (folder / "split.json").write_text(json.dumps(split))
+    dataset = data.load(str(folder))
+    assert dataset.classnames == ("yak", "zebu")
+    assert (len(dataset.splits["train"]), len(dataset.splits["test"])) == (6, 2)
+    (found,) = check([str(folder)], None)
+    assert found.problems == ["2 pictures stand in train and in test, such as 'yak/0.png'"]
+
+
+def test_replaced_pictures_are_seen_by_the_caches(
+    tmp_path: Path, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pictures under the same names: other features, and for own folders another dataset."""
+    clip.cache = FeatureCache(tmp_path / "cache")
+    one, other = own(tmp_path / "a" / "zoo"), own(tmp_path / "b" / "zoo")
+    for path in other.rglob("*.png"):
+        Image.effect_noise((16, 16), 90).convert("RGB").save(path)
+    first, second = data.load(str(one)), data.load(str(other))
+    assert first.fingerprint != second.fingerprint
+    items, views = first.items("test"), Views(**clip.preprocess)
+    assert items == second.items("test")
+    features = [frozen_features(clip, dataset, items, views, None) for dataset in (first, second)]
+    assert not torch.allclose(features[0], features[1])
+    same_print = replace(second, fingerprint=first.fingerprint)  # as of a published split
+    assert torch.equal(frozen_features(clip, same_print, items, views, None), features[1])
+
+
 # --- data check
 
 
 def test_check_says_what_is_off(root: Path) -> None:
     (found,) = check(["oxford_pets"], root)
-    assert not found.found  # 3 classes instead of 37: refused
-    assert "3 classes instead of 37" in found.problems[0]
+    assert found.row()["state"] == "off"
+    assert found.classes == "3"  # what is there is counted and decoded all the same
+    assert found.decoded == "18 of 18"
+    assert found.problems[0].startswith("non-standard split: 3 classes and ")
+    assert "says 37" in found.problems[0]
     (found,) = check(["icons"], None)
     assert found.found
     assert found.problems == []
@@ -441,7 +529,9 @@ def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     folder = own(tmp_path / "zoo")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     dataset = data.load(str(folder))
-    with pytest.raises(UserError, match=r"cannot be read .DecompressionBombError"):
+    with pytest.raises(
+        UserError, match=r"zoo/.*\.png' of zoo cannot be read .Image size .* decompression bomb"
+    ):
         dataset.picture(dataset.splits["test"][0].path)
 
 
