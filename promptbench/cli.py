@@ -419,7 +419,7 @@ def show(
         ),
         ("pictures per second", f"{record.pictures_per_second:,.0f} in training"),
         *(("data", label) for label in record.labels),
-        *(("note", note) for note in record.fallbacks),
+        *(("note", note) for note in record.notes),
         ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
         ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),

@@ -99,6 +99,7 @@ class FrozenCLIP:
         # Without a fingerprint of the weights nothing may outlive this object.
         self.cache = cache if cache and fingerprint else FeatureCache(None)
         self._layouts: dict[Any, TextLayout] = {}
+        self._known: Tensor | None = None
         self._frozen: dict[Any, Tensor] = {}
 
     @classmethod
@@ -147,6 +148,12 @@ class FrozenCLIP:
     def embed(self, words: str) -> Tensor:
         """Frozen token embeddings of ``words``, without start and end token: [tokens, d_t]."""
         return self.model.token_embedding.weight[torch.tensor(encode(words), device=self.device)]
+
+    def known(self, tokens: Row) -> Row:
+        """Those of ``tokens`` that have an embedding: a backbone may ship only the rows of its own corpus."""
+        if self._known is None:
+            self._known = self.model.token_embedding.weight.ne(0).any(dim=1).cpu()
+        return tuple(token for token in tokens if self._known[token])
 
     def text_features(self, layout: TextLayout, prompts: Prompts | None = None) -> Tensor:
         """Text features of every class before normalisation: [C, e].

@@ -80,7 +80,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             )
     table = pd.DataFrame(rows)
     table.attrs["labels"] = sorted({label for record in records for label in record.labels})
-    table.attrs["fallbacks"] = sorted({note for record in records for note in record.fallbacks})
+    table.attrs["notes"] = sorted({note for record in records for note in record.notes})
     cell = ["method", "dataset", "classes", "shots", "seed"]
     double = table[table.duplicated(cell, keep=False)]
     if len(double):
@@ -141,7 +141,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         _dataset=summary["dataset"].map(order), _size=summary["method"].map(sizes)
     ).sort_values(["_dataset", "_size", "method", "shots"])
     summary = keys.drop(columns=["_dataset", "_size"]).reset_index(drop=True)
-    summary.attrs = {key: table.attrs.get(key, []) for key in ("labels", "fallbacks")}
+    summary.attrs = {key: table.attrs.get(key, []) for key in ("labels", "notes")}
     summary.attrs["sources"] = sorted(sources)
     return summary
 
@@ -219,8 +219,8 @@ def notes(summary: pd.DataFrame) -> list[str]:
     if labels := summary.attrs.get("labels"):
         names = ", ".join(label.partition(": ")[0] for label in labels)
         lines.append(f"Non-standard splits, not comparable with published numbers: {names}.")
-    if fallbacks := summary.attrs.get("fallbacks"):
-        lines.append(f"{'; '.join(fallbacks)}.")
+    if more := summary.attrs.get("notes"):
+        lines.append(f"{'; '.join(more)}.")
     lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
     if len(lacking):
         lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")

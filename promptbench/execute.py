@@ -19,6 +19,7 @@ from promptbench.evaluate import evaluate
 from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.method import get_method, trainable_parameters
 from promptbench.records import Record, Seconds, read_record
+from promptbench.tokens import encode, readable
 from promptbench.train import CHECKPOINT, Progress, create, fit
 from promptbench.trials import Trial
 
@@ -102,6 +103,8 @@ def run_trial(
     classes = dataset.classes(trial.train_classes)
     write_atomic(folder / "config.yaml", yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
+    involved = dict.fromkeys([trial.dataset, *(e.dataset for e in trial.evaluations)])
+    strange = [note for name in involved if (note := _strange_words(clip, datasets[name]))]
     method = create(kind, clip, settings, classes, trial.seed)
     counted = trainable_parameters(method)
     if counted != (formula := kind.parameter_count(settings, clip.shape, len(classes))):
@@ -135,7 +138,6 @@ def run_trial(
     unseen = any(
         set(datasets[e.dataset].classes(e.classes).names) - set(classes.names) for e in trial.evaluations
     )
-    involved = dict.fromkeys([trial.dataset, *(e.dataset for e in trial.evaluations)])
     record = Record(
         hash=trial.hash,
         trial=trial,
@@ -153,8 +155,26 @@ def run_trial(
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device),
         labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
-        fallbacks=[f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else [],
+        notes=[*([f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else []), *strange],
     )
     record.write(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return record
+
+
+def _strange_words(clip: FrozenCLIP, dataset: Dataset) -> str:
+    """A note on class names with tokens the backbone has no embedding for, empty if there are none.
+
+    Raises UserError if that leaves two classes with the same words.
+    """
+    rows = [(name, encode(readable(name))) for name in dataset.classnames]
+    left = [(name, clip.known(tokens)) for name, tokens in rows]
+    strange = [name for (name, known), (_, tokens) in zip(left, rows, strict=True) if known != tokens]
+    for name in strange:
+        known = dict(left)[name]
+        if other := next((one for one, tokens in left if one != name and tokens == known), ""):
+            raise UserError(
+                f"{dataset.name}: the backbone has no embedding for the words that tell {name!r} from "
+                f"{other!r}; rename the classes, or use a backbone with the whole vocabulary."
+            )
+    return f"{dataset.name}: words without an embedding in {', '.join(strange)}" if strange else ""

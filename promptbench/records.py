@@ -64,8 +64,8 @@ class Record(BaseModel):
     environment: dict[str, Any]
     #: what a reader must know about the data, such as "dtd: non-standard split"
     labels: list[str] = []
-    #: what the method did with classes it cannot be trained for, such as "taskres: zero-shot text ..."
-    fallbacks: list[str] = []
+    #: what else a reader of the figures must know, such as "taskres: no residual, so zero-shot text, for ..."
+    notes: list[str] = []
 
     @property
     def pictures_per_second(self) -> float:

@@ -322,7 +322,7 @@ def test_every_method_runs(make_dataset: Any, tmp_path: Path, capsys: pytest.Cap
     found = {record["trial"]["method"]: record for record in records(out)}
     assert sorted(found) == names
     for name, kind in methods().items():
-        assert found[name]["fallbacks"] == ([f"{name}: {kind.fallback}"] if kind.fallback else [])
+        assert found[name]["notes"] == ([f"{name}: {kind.fallback}"] if kind.fallback else [])
         assert kind.fallback in table
         assert found[name]["trial"]["shots"] == (2 if kind.uses_shots else 0)
         for benchmark, reason in kind.unfit.items():
@@ -330,7 +330,7 @@ def test_every_method_runs(make_dataset: Any, tmp_path: Path, capsys: pytest.Cap
             error = capsys.readouterr().err
             assert error.startswith(f"Error: {name} is not for {benchmark}: {reason}")
     assert call("run", "taskres", "--benchmark", "fewshot", *arguments(card, tmp_path / "all")) == 0
-    assert records(tmp_path / "all")[0]["fallbacks"] == []
+    assert records(tmp_path / "all")[0]["notes"] == []
 
 
 def test_transfer_benchmarks(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,3 +468,17 @@ def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_verify_needs_a_published_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("verify", "--backbone", "pocket", "--out", str(tmp_path)) == 2
     assert "Nothing was published for the backbone 'pocket'" in capsys.readouterr().err
+
+
+def test_words_the_embedded_backbone_lacks(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Class names whose words have no embedding: noted, or refused where nothing tells two of them apart."""
+    names = ("red square", "turquoise square", "sea", "sun")
+    card = make_dataset("some", dict.fromkeys(names, (10, 20, 30)))
+    assert call("run", "zeroshot", *arguments(card, tmp_path / "out")) == 0
+    assert "some: words without an embedding in turquoise square" in capsys.readouterr().out
+    card = make_dataset("none", dict.fromkeys(("crimson", "turquoise", "sea", "sun"), (10, 20, 30)))
+    assert call("run", "zeroshot", *arguments(card, tmp_path / "out")) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "no embedding for the words that tell 'crimson' from 'turquoise'; rename" in error
