@@ -49,8 +49,9 @@ class MMA(Method):
     (ViT-B/16, blocks 5 to 12, h = 32: 674,560).
 
     Settings (ZjjConan/VLM-MultiModalAdapter: trainers/mmadapter.py, configs): SGD 0.0015, batch 16
-    (ImageNet 128), 5 epochs, no warm-up; all maps Kaiming-normal (fan out), biases 0. Few-shot settings are
-    not released, ours are the same. The default first block of the code is 4, of its YAML 5, as here.
+    (ImageNet 128), 5 epochs, no warm-up; all maps Kaiming-normal (fan out), biases 0. Settings for
+    few-shot and transfer are not released, ours are the same. The default first block of the code is 4, of
+    its YAML 5, as here.
     """
 
     name = "mma"

@@ -29,9 +29,9 @@ class MMRLPP(MMRL):
     Trainable parameters: K d_r + sum over towers of (d_r d + n (r (d_r + d) + d)) + 64 (d_v + e)
     (ViT-B/16, r = 4: 813,312).
 
-    Settings (yunncheng/MMRL): as MMRL; fewshot lr 0.002, 100 epochs. The official b is between 0.1 and 0.9
-    by dataset, which values we do not know; ours is 0.5. Low-rank products start at 0 [our choice]: A from
-    PyTorch's default, B zero.
+    Settings (yunncheng/MMRL): as MMRL; fewshot lr 0.002, 100 epochs (ImageNet 5). The official b is between
+    0.1 and 0.9 by dataset, which values we do not know; ours is 0.5. Low-rank products start at 0 [our
+    choice]: A from PyTorch's default, B zero.
     """
 
     name = "mmrlpp"

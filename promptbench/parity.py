@@ -44,6 +44,7 @@ TOLERANCE = {
 }
 # PromptSRC's four terms by the beginning of their arrays' names
 TERMS = {"loss_ce_": "ce", "loss_text_": "text", "loss_image_": "image", "loss_kl_": "logits"}
+RATE = re.compile(r"lr([\d.e-]+)_epochs(\d+)")
 GPA = re.compile(r"gpa_weights\.epochs(\d+)_mean(-?[\d.]+)_std([\d.]+)")
 STEP = {"optimizer": "sgd", "lr": 0.0025, "momentum": 0.9, "weight_decay": 5e-4}
 Differences = dict[str, float]
@@ -336,13 +337,13 @@ def _images_of(folder: Path, cases: Mapping[str, Any], stem: str, arrays: Mappin
 
 def schedule_differences(path: Path) -> Differences:
     """A ``lr_schedule_*`` file: the learning rate of every epoch, for each base rate and length in it."""
-    worst = 0.0
-    for name, rates in weights.read_weights(path).items():
-        base, epochs = name.removeprefix("lr").split("_epochs")
-        settings = Settings(lr=float(base), epochs=int(epochs))
-        ours = torch.tensor([learning_rate(settings, e) for e in range(len(rates))], dtype=torch.float64)
-        worst = max(worst, _difference(ours, rates))
-    return {"schedule": worst}
+    arrays, worst = weights.read_weights(path), []
+    for name, rates in arrays.items():
+        if found := RATE.fullmatch(name):
+            settings = Settings(lr=float(found[1]), epochs=int(found[2]))
+            ours = torch.tensor([learning_rate(settings, e) for e in range(len(rates))], dtype=torch.float64)
+            worst.append(_difference(ours, rates))
+    return ({"schedule": max(worst)} if worst else {}) | gpa_differences(arrays)
 
 
 def run(folder: Path) -> Iterator[tuple[str, str, Differences | None]]:

@@ -157,7 +157,7 @@ def fit(
     scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
     progress = _resume(folder, method, optimizer, scaler)
     progress.train_seconds = progress.train_seconds or fitted
-    per_epoch = math.ceil(len(items) / settings.batch_size)
+    per_epoch = len(epoch_order(len(items), settings.batch_size, seed, 0))  # a short last batch is dropped
     length = settings.steps / per_epoch if settings.steps else settings.epochs  # in epochs
     epochs = math.ceil(length)
     aggregation = aggregation_weights(settings, epochs)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from promptbench import parity
-from tests.plain import write_goldens
+from tests.plain import Arrays, gaussian_weights, schedule, write_goldens
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -24,7 +24,10 @@ def test_official_outputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 over their tolerance" in out
 
 
+WORDS = "a photo of a"
 THREE = ["golden retriever", "St.", "black_and_white photograph of an ox"]
+FIVE = ["golden retriever", "grand piano", "Boeing 737-800", "hot_dog", "ox"]
+ON_U: dict[str, Any] = {"classnames": FIVE, "inputs": "inputs_U.safetensors"}
 COOP: dict[str, Any] = {"method": "CoOp", "classnames": THREE}
 IVLP: dict[str, Any] = {"method": "IVLP", "classnames": THREE, "ctx_init": "a photo of a"}
 MAPLE: dict[str, Any] = {"method": "MaPLe", "classnames": THREE, "ctx_init": "a photo of a"}
@@ -44,6 +47,26 @@ def ivlp(n_text: int, n_vision: int, depth_text: int, depth_vision: int, **more:
     return IVLP | counts | {"depth_text": depth_text, "depth_vision": depth_vision} | more
 
 
+def cocoop(n: int, words: str, **more: Any) -> dict[str, Any]:
+    return {"method": "CoCoOp", "classnames": THREE, "n_ctx": n, "ctx_init": words} | more
+
+
+def vpt(n: int, depth: int, **more: Any) -> dict[str, Any]:
+    return {"method": "VPT", "classnames": THREE, "n_ctx_vision": n, "depth_vision": depth} | more
+
+
+def promptsrc(counts: tuple[int, int], depths: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """Text before vision; the published weights unless others are given."""
+    prompts = {"n_ctx_text": counts[0], "n_ctx_vision": counts[1]}
+    layers = {"depth_text": depths[0], "depth_vision": depths[1]}
+    weights = {"text_loss_weight": 25.0, "image_loss_weight": 10.0}
+    return {"method": "PromptSRC", "classnames": THREE, "ctx_init": WORDS} | prompts | layers | weights | more
+
+
+def aggregation(epochs: int, batches: int, mean: float, std: float) -> dict[str, Any]:
+    return {"epochs": epochs, "batches_per_epoch": batches, "gpa_mean": mean, "gpa_std": std}
+
+
 CASES = {
     "coop_middle": coop(4, "a photo of a", "middle", False),
     "coop_front_random16": coop(16, "", "front", False),
@@ -59,16 +82,65 @@ CASES = {
     "ivlp_more_than_words": ivlp(6, 1, 2, 2),
     "maple_shallow": MAPLE | {"n_ctx": 2, "depth": 1},
     "maple_deep": MAPLE | {"n_ctx": 3, "depth": 4},
-    "maple_random": MAPLE | {"n_ctx": 7, "depth": 2, "ctx_init": ""},
+    "maple_random": MAPLE | {"n_ctx": 5, "depth": 2, "ctx_init": ""},
+    "cocoop_ctx4": cocoop(4, WORDS),
+    "cocoop_ctx3_random": cocoop(3, "", **ON_U),
+    "vpt_shallow": vpt(2, 1),
+    "vpt_deep": vpt(3, 4, **ON_U),
+    "promptsrc_depth3_ctx4": promptsrc((4, 4), (3, 3)),
+    "promptsrc_asymmetric": promptsrc((2, 6), (4, 2), text_loss_weight=7.0, image_loss_weight=3.0, **ON_U),
+    "promptsrc_random": promptsrc((5, 1), (1, 4), ctx_init="", text_loss_weight=0.5),
+    "promptsrc_no_text": promptsrc((0, 4), (1, 2)),
+    "promptsrc_no_vision": promptsrc((4, 0), (2, 0)),
+    "promptsrc_gpa": promptsrc((4, 4), (3, 3), **aggregation(4, 2, 3, 1)),
+    "promptsrc_gpa_alone": promptsrc((2, 3), (2, 3), **aggregation(3, 1, 1.5, 2.5), **ON_U),
 }
+
+
+ZEROSHOT = {
+    "zeroshot_T": THREE,
+    "zeroshot_U": FIVE,
+    "zeroshot_ensemble_T": THREE,
+    "zeroshot_ensemble_U": FIVE,
+}
+
+
+def gpa_tables(*settings: tuple[int, float, float]) -> Arrays:
+    return {f"gpa_weights.epochs{e}_mean{m}_std{s}": gaussian_weights(e, m, s) for e, m, s in settings}
+
+
+def schedules(*settings: tuple[float, int]) -> Arrays:
+    return {f"lr{base}_epochs{epochs}": schedule(base, epochs) for base, epochs in settings}
+
+
+TABLES = {
+    "gpa_weights_a": gpa_tables((20, 15, 1), (20, 6, 10)),
+    "promptsrc_depth3_ctx4": gpa_tables((50, 30, 30), (50, 45.0, 5.0)),  # in the file of a case
+    "promptsrc_gpa": gpa_tables((7, 2.5, 0.5)),  # beside `gpa_weights` of the run itself
+    "lr_schedule_b": schedules((0.0025, 20), (0.0026, 2), (0.002, 1)),
+    "lr_schedule_c": schedules((5e-05, 7), (0.0035, 200)) | gpa_tables((1, 1, 1)),  # two sorts in one file
+}
+
+
+def rewrite(path: Path, keep: tuple[str, ...], drop: str = "nothing") -> None:
+    """Leave only the arrays whose names start with one of ``keep`` and are not ``drop``."""
+    arrays = load_file(path)
+    save_file({name: v for name, v in arrays.items() if name.startswith(keep) and name != drop}, path)
 
 
 def test_cases_of_any_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against the plain reading of the cards in `tests.plain`, which shares no code with the engine."""
-    write_goldens(tmp_path, dict(CASES))
+    write_goldens(tmp_path, CASES, ZEROSHOT, TABLES)
+    # a run without the arrays of a training case; an ensemble without tokens and raw text features
+    rewrite(tmp_path / "promptsrc_gpa_alone.safetensors", ("tokens", "param.", "epoch", "gpa", "logits_gpa"))
+    features = ("image_features", "text_features", "logits")
+    rewrite(tmp_path / "zeroshot_ensemble_T.safetensors", features, drop="text_features_raw")
     assert parity.main([str(tmp_path)]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
-    assert all(name in out for name in CASES)
+    assert all(name in out for name in (*CASES, *ZEROSHOT, *TABLES))
+    assert "skipped" not in out
+    for kind in ("loss_terms", "gpa_weights", "epochs", "schedule"):
+        assert f"  {kind} " in out
 
 
 @pytest.fixture
