@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from promptbench import cards, data
 from promptbench.clip import FrozenCLIP
 from promptbench.compare import load_frame, render, summarise
@@ -32,6 +34,12 @@ def test_its_methods_are_those_of_the_registry() -> None:
         assert int(count.replace(",", "")) == (two - one if per_class else one), name
         assert trains == (" + ".join(sorted(kind.trains)) or "nothing")
         assert paper == kind.paper
+
+
+@pytest.mark.parametrize("benchmark", ["fewshot", "crossdataset", "domain"])
+def test_tables_of_the_other_benchmarks(benchmark: str) -> None:
+    table = render(summarise(load_frame(ROOT / "results/reference", benchmark)), "md")
+    assert table.strip() in (ROOT / f"results/reference/{benchmark}.md").read_text()
 
 
 def test_files_it_points_to_exist() -> None:
