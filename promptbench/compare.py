@@ -25,8 +25,13 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
-    """All comparable records under ``out`` as `frame`. Raises UserError if there are none, or if they mix
-    backbones. Records of smoke runs (--limit) and of other splits than test are left out."""
+    """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
+    return frame(load_records(out, benchmark, backbone))
+
+
+def load_records(out: Path, benchmark: str, backbone: str | None = None) -> list[Record]:
+    """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
+    than test. Raises UserError if there are none, if one cannot be read, or if they mix backbones."""
     records, broken = read_records(out)
     if broken:
         raise UserError(
@@ -46,7 +51,7 @@ def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = 
         raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
     if backbone is not None and backbone not in backbones:
         raise unknown("backbone among the records", backbone, backbones)
-    return frame([r for r in found if backbone in (None, r.trial.backbone)])
+    return [r for r in found if backbone in (None, r.trial.backbone)]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -468,3 +468,48 @@ def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_verify_needs_a_published_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("verify", "--backbone", "pocket", "--out", str(tmp_path)) == 2
     assert "Nothing was published for the backbone 'pocket'" in capsys.readouterr().err
+
+
+def test_verify_takes_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero-shot runs on the datasets that are there; those that are not cost a line, and no comparison."""
+    from types import SimpleNamespace
+
+    from promptbench import data
+    from promptbench.errors import UserError
+    from tests.test_compare import published_record
+
+    record = published_record("maple", "dtd", 80, 60)
+    record.write(record.trial.folder(tmp_path))
+    verify = ["verify", "--out", str(tmp_path), "--data-root", str(tmp_path), "--format", "csv"]
+    ran: list[Any] = []
+
+    def run(*_: Any, **options: Any) -> None:
+        ran.append(options)
+        print("a table")
+
+    monkeypatch.setattr(cli, "run", run)
+    assert call(*verify) in (0, 1)  # nothing is there
+    shown = capsys.readouterr()
+    assert not ran
+    assert "maple,dtd,16,base" in shown.out
+    assert shown.err.count("zero-shot left out: ") == 11
+
+    def load(name: str, *_: Any) -> Any:
+        if name == "food101":
+            return SimpleNamespace(nonstandard="non-standard split: small")
+        if name not in ("dtd", "imagenet"):
+            raise UserError(f"{name} is missing.")
+        return SimpleNamespace(nonstandard="")
+
+    monkeypatch.setattr(data, "load", load)
+    assert call(*verify) in (0, 1)
+    shown = capsys.readouterr()
+    assert [(set(options["dataset"]), options["pretrained"]) for options in ran] == [
+        ({"dtd", "imagenet"}, "openai")
+    ]
+    assert "zero-shot left out: food101: non-standard split: small" in shown.err
+    assert shown.out.startswith("method,dataset,")
+    assert call(*verify, "--benchmark", "crossdataset") == 2  # one trial over all: not with some missing
+    assert len(ran) == 1
