@@ -676,6 +676,6 @@ def _print_rows(rows: Sequence[dict[str, str]]) -> None:
         table.add_column(key, overflow="fold", no_wrap=key == first)
     for row in rows:
         table.add_row(*(value.replace("[", r"\[") for value in row.values()))
-    console = Console()
-    # A pipe has no width: nothing is folded there, so that grep finds whole rows.
-    console.print(table, width=None if console.is_terminal else 200)
+    # A pipe has no width: 200 columns there, so that grep finds whole names.
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)

@@ -158,6 +158,15 @@ def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in out for word in expected[what])
 
 
+def test_listings_through_a_pipe_are_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    from promptbench.cards import cards
+
+    assert call("ls", "datasets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for card, _ in cards().values():
+        assert any(card.name in line and card.template in line and card.title in line for line in lines)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
