@@ -126,8 +126,14 @@ def test_one_seed_keeps_its_decimals() -> None:
 @pytest.mark.parametrize("what", ["weights", "data"])
 def test_different_weights_or_data_are_never_mixed(what: str) -> None:
     changed: dict[str, Any] = {what: "changed"}
-    with pytest.raises(UserError, match=f"made with different {what}"):
-        frame([*RECORDS, make("other", "a", 1, 1, 1, **changed)])
+    other = make("other", "a", 1, 1, 1, **changed)
+    with pytest.raises(UserError, match=f"made with different {what}") as error:
+        frame([*RECORDS, other])
+    assert f" against {other.hash[:8]}" in str(error.value) or f"({other.hash[:8]} against" in str(
+        error.value
+    )
+    assert any(record.hash[:8] in str(error.value) for record in RECORDS)
+    assert " more" in str(error.value)  # of the many others, a few
 
 
 def test_precisions_are_told_apart() -> None:
@@ -212,6 +218,10 @@ def test_smoke_runs_and_other_splits_are_left_out(tmp_path: Path) -> None:
     extra = [make("small", "b", 1, 1, 1, limit=2), make("small", "b", 1, 2, 2, split="val")]
     write([*RECORDS, *extra], tmp_path)
     assert len(load_frame(tmp_path)) == 2 * len(RECORDS)
+    write(extra, tmp_path / "only")
+    said = r"No records of base2novel .*: 2 records are smoke runs \(--limit\) or of another split; make some"
+    with pytest.raises(UserError, match=said):
+        load_frame(tmp_path / "only")
 
 
 def test_records_that_cannot_be_compared(tmp_path: Path) -> None:
