@@ -108,7 +108,11 @@ def run(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="See `promptbench ls backbones`.")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Weights of the backbone: an open_clip tag or a local file.")
+        str | None,
+        typer.Option(
+            help="Weights of the backbone: an open_clip tag, a local file, or TAG=FILE for a file whose "
+            "pictures are normalised as the tag's (a file alone: as OpenAI's)."
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")
@@ -648,7 +652,7 @@ def _list_benchmarks() -> list[dict[str, str]]:
 
 
 def _list_backbones() -> list[dict[str, str]]:
-    from promptbench.weights import backbone_shape, backbones
+    from promptbench.weights import POCKET, backbone_shape, backbones, fitting_tags
 
     rows = []
     for name in backbones():
@@ -660,6 +664,8 @@ def _list_backbones() -> list[dict[str, str]]:
                 "vision": f"{shape.vision_layers} x {shape.vision_width}",
                 "text": f"{shape.text_layers} x {shape.text_width}",
                 "joint": str(shape.embed_dim),
+                "weights (--pretrained)": " ".join(fitting_tags(name))
+                or ("embedded" if name == POCKET else "a file"),
             }
         )
     return rows
