@@ -108,7 +108,11 @@ def run(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="See `promptbench ls backbones`.")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Weights of the backbone: an open_clip tag or a local file.")
+        str | None,
+        typer.Option(
+            help="Weights of the backbone: an open_clip tag, a local file, or TAG=FILE for a file whose "
+            "pictures are normalised as the tag's (a file alone: as OpenAI's)."
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")
@@ -320,11 +324,11 @@ def verify(
 ) -> None:
     """Finished runs beside the published numbers: pass, or off by how much. Exit code 1 if any is off.
 
-    With a data root, zero-shot CLIP runs first where it has not yet.
+    With a data root, zero-shot CLIP runs first where it has not yet and the datasets are there.
     """
-    from promptbench.compare import load_frame, summarise
+    from promptbench.compare import load_records
     from promptbench.data import data_root as resolve
-    from promptbench.published import BACKBONES
+    from promptbench.published import BACKBONES, WEIGHTS
     from promptbench.published import verify as compare_with
     from promptbench.trials import PRESETS, get_benchmark
 
@@ -337,16 +341,10 @@ def verify(
             "the standard datasets."
         )
     if resolve(data_root) is not None:
-        run(
-            ["zeroshot"],
-            name,
-            "paper",
-            backbone=backbone,
-            pretrained=pretrained,
-            data_root=data_root,
-            out=out,
-        )
-    found = compare_with(summarise(load_frame(out, name, backbone)), name, backbone)
+        _run_zeroshot(name, backbone, pretrained or WEIGHTS, data_root, out)
+    found = compare_with(load_records(out, name, backbone), name, backbone)
+    for note in found.attrs["notes"]:
+        print(note, file=sys.stderr)
     if found.empty:
         raise UserError(f"None of the records of {name} under {out} has a published number beside it.")
     if style == "json":
@@ -510,6 +508,48 @@ def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
     return found
 
 
+def _run_zeroshot(benchmark: str, backbone: str, pretrained: str, root: Path | None, out: Path) -> None:
+    """Zero-shot CLIP on those of the published datasets that are there; a line says what is not.
+
+    A transfer benchmark is one trial over all of its datasets, and is left out if one is missing.
+    """
+    from contextlib import redirect_stdout
+
+    from promptbench.data import load
+    from promptbench.published import datasets
+
+    source, targets = datasets(benchmark)
+    present, lines = [], []
+    for name in (*([source] if source else []), *targets):
+        try:
+            nonstandard = load(name, root, False, None).nonstandard
+        except UserError as error:
+            lines.append(str(error))
+        else:
+            lines += [f"{name}: {nonstandard}"] if nonstandard else []
+            present += [] if nonstandard else [name]
+    for line in dict.fromkeys(lines):
+        print(f"zero-shot left out: {line}", file=sys.stderr)
+    if not present or (source and lines):
+        return
+    chosen = [name for name in present if name != source]
+    try:
+        with redirect_stdout(sys.stderr):  # standard output is for the comparison alone
+            run(
+                ["zeroshot"],
+                benchmark,
+                "paper",
+                dataset=chosen,
+                source=source,
+                backbone=backbone,
+                pretrained=pretrained,
+                data_root=root,
+                out=out,
+            )
+    except UserError as error:
+        print(f"zero-shot left out: {error}", file=sys.stderr)
+
+
 @contextmanager
 def _interruptible(trials: "Sequence[Trial]", out: Path) -> Iterator[None]:
     """Turns Ctrl-C into one sentence: what is done stays done, the same command goes on."""
@@ -612,7 +652,7 @@ def _list_benchmarks() -> list[dict[str, str]]:
 
 
 def _list_backbones() -> list[dict[str, str]]:
-    from promptbench.weights import backbone_shape, backbones
+    from promptbench.weights import POCKET, backbone_shape, backbones, fitting_tags
 
     rows = []
     for name in backbones():
@@ -624,6 +664,8 @@ def _list_backbones() -> list[dict[str, str]]:
                 "vision": f"{shape.vision_layers} x {shape.vision_width}",
                 "text": f"{shape.text_layers} x {shape.text_width}",
                 "joint": str(shape.embed_dim),
+                "weights (--pretrained)": " ".join(fitting_tags(name))
+                or ("embedded" if name == POCKET else "a file"),
             }
         )
     return rows
@@ -640,6 +682,6 @@ def _print_rows(rows: Sequence[dict[str, str]]) -> None:
         table.add_column(key, overflow="fold", no_wrap=key == first)
     for row in rows:
         table.add_row(*(value.replace("[", r"\[") for value in row.values()))
-    console = Console()
-    # A pipe has no width: nothing is folded there, so that grep finds whole rows.
-    console.print(table, width=None if console.is_terminal else 200)
+    # A pipe has no width: 200 columns there, so that grep finds whole names.
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)

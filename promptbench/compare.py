@@ -5,7 +5,7 @@ of the datasets' HMs is given beside it, labelled. A method that lacks a dataset
 """
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +25,27 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
-    """All comparable records under ``out`` as `frame`. Raises UserError if there are none, or if they mix
-    backbones. Records of smoke runs (--limit) and of other splits than test are left out."""
+    """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
+    return frame(load_records(out, benchmark, backbone))
+
+
+def load_records(out: Path, benchmark: str, backbone: str | None = None) -> list[Record]:
+    """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
+    than test. Raises UserError if there are none, if one cannot be read, or if they mix backbones."""
     records, broken = read_records(out)
     if broken:
         raise UserError(
             f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."
         )
     found = [r for r in records if r.trial.split == "test" and r.trial.limit is None]
+    aside = sum(r.trial.benchmark == benchmark for r in records)
     have = sorted({r.trial.benchmark for r in found})
     found = [r for r in found if r.trial.benchmark == benchmark]
     if not found:
         also = f" (there are records of {', '.join(have)})" if have else ""
+        if aside:
+            are = "record is a smoke run" if aside == 1 else "records are smoke runs"
+            also += f": {aside} {are} (--limit) or of another split"
         raise UserError(
             f"No records of {benchmark} under {out}{also}; make some with "
             f"`promptbench run mmlop --benchmark {benchmark} --out {out}`."
@@ -46,7 +55,7 @@ def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = 
         raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
     if backbone is not None and backbone not in backbones:
         raise unknown("backbone among the records", backbone, backbones)
-    return frame([r for r in found if backbone in (None, r.trial.backbone)])
+    return [r for r in found if backbone in (None, r.trial.backbone)]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -55,8 +64,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     Raises UserError if two records answer the same question with different settings, or if records were
     made with different weights or different versions of a dataset.
     """
-    _require_same("weights", {(r.trial.backbone, r.trial.weights) for r in records})
-    _require_same("data", {(r.trial.dataset, r.trial.data) for r in records})
+    _require_same("weights", [(r.trial.backbone, r.trial.weights, r.hash[:8]) for r in records])
+    _require_same("data", [(r.trial.dataset, r.trial.data, r.hash[:8]) for r in records])
     mixed = len({r.trial.precision for r in records}) > 1
     rows = []
     for record in records:
@@ -93,15 +102,24 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     return table
 
 
-def _require_same(what: str, pairs: Collection[tuple[str, str]]) -> None:
-    """Raise UserError if a backbone comes with two weights, or a dataset in two versions."""
-    names = [name for name, _ in pairs]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise UserError(
-            f"The records of {double[0]} were made with different {what} and cannot be compared; keep them "
-            "in apart --out folders or delete the old ones."
-        )
+def _require_same(what: str, records: Sequence[tuple[str, str, str]]) -> None:
+    """Raise UserError if a backbone comes with two weights, or a dataset in two versions; ``records`` are
+    (its name, which version, hash of the record)."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name, version, record in records:
+        groups.setdefault(name, {}).setdefault(version, []).append(record)
+    for name, versions in sorted(groups.items()):
+        if len(versions) > 1:
+            raise UserError(
+                f"The records of {name} were made with different {what} and cannot be compared "
+                f"({' against '.join(map(_few, versions.values()))}); keep them in apart --out folders or "
+                "delete the old ones."
+            )
+
+
+def _few(hashes: Sequence[str]) -> str:
+    more = f" and {len(hashes) - 3} more" if len(hashes) > 3 else ""
+    return ", ".join(sorted(hashes)[:3]) + more
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,13 +12,19 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 
-    ``kind`` is what was named ("method"), ``hint`` an optional closing sentence ("See `...`.").
+    Case does not count, nor "/" for "-". ``kind`` is what was named ("method"), ``hint`` an optional
+    closing sentence ("See `...`.").
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    listed = f" Known: {', '.join(names)}." if len(names) <= 20 else ""
+    alike = {_plain(one): one for one in reversed(names)}
+    close = difflib.get_close_matches(_plain(name), alike, n=1, cutoff=0.5)
+    guess = f" Did you mean {alike[close[0]]!r}?" if close else ""
+    listed = f" Known: {', '.join(names)}." if 0 < len(names) <= 20 else ""
     return UserError(f"Unknown {kind} {name!r}.{guess}{listed}{' ' + hint if hint else ''}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("/", "-")
 
 
 def invalid(error: Any, where: str) -> UserError:

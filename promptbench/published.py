@@ -4,6 +4,8 @@ The bands in which an honest reproduction falls are decisions of this project, f
 reproductions deviate; see docs/design.md.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,14 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from promptbench.compare import AVERAGE
+from promptbench import cards
+from promptbench.compare import AVERAGE, frame, summarise
 from promptbench.method import get_method
+from promptbench.records import Counts, Record
 
 BACKBONES = {
     "ViT-B-16-quickgelu": "ViT-B/16",
     "ViT-B-32-quickgelu": "ViT-B/32",
     "ViT-L-14-quickgelu": "ViT-L/14",
 }
+WEIGHTS = "openai"
+_SUITE = "standard"
 _AVERAGES = {
     "base2novel": "average11",
     "fewshot": "average11",
@@ -70,16 +76,100 @@ def band(trains: bool, dataset: str, metric: str) -> float:
     return _AVERAGE_BANDS[metric] if dataset == AVERAGE else _WIDER.get((dataset, metric), _BANDS[metric])
 
 
-def verify(summary: pd.DataFrame, benchmark: str, backbone: str) -> pd.DataFrame:
-    """One row per cell of ``summary`` (see `compare.summarise`) that was published too.
+def datasets(benchmark: str) -> tuple[str | None, tuple[str, ...]]:
+    """What the published numbers of a benchmark are of: the dataset trained on, in transfer benchmarks, and
+    the datasets that are averaged over."""
+    if benchmark in ("crossdataset", "domain"):
+        return cards.transfer(_SUITE, benchmark)
+    return None, tuple(cards.suite(_SUITE))
+
+
+def verify(records: Sequence[Record], benchmark: str, backbone: str) -> pd.DataFrame:
+    """One row per result of ``records`` (of one benchmark and backbone) that was published too.
 
     Columns: method, dataset, shots, metric, ours, published, difference, band, verdict, source.
+    ``attrs["notes"]`` says in lines what is not compared, and why: non-standard splits, weights other than
+    OpenAI's, datasets other than the published ones, averages that lack a dataset. A dataset of the user's
+    own that has the name of a published one is known by its number of test pictures and by nothing else,
+    since a record does not name its card.
+    Raises UserError as `compare.frame`.
     """
+    source, averaged = datasets(benchmark)
+    left: Counter[str] = Counter()
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        kept = []
+        for counts in record.evaluations:
+            if reason := _not_comparable(record, counts, source, averaged):
+                left[f"{counts.dataset}: not comparable: {reason}"] += 1
+            else:
+                kept.append(counts)
+        if kept:
+            # Weights from a tag and from a file are compared apart; so are transfers to other targets.
+            key = (record.trial.weights, record.trial.data if source else "")
+            groups.setdefault(key, []).append(record.model_copy(update={"evaluations": kept}))
+    notes = [f"{text} ({n} result{'s' if n > 1 else ''})" for text, n in sorted(left.items())]
+    if any(weights != WEIGHTS for weights, _ in groups):
+        notes.append("weights from a file: assumed OpenAI's")
+    rows: list[dict[str, Any]] = []
+    lacking: dict[str, None] = {}
+    for group in groups.values():
+        summary = summarise(frame(group))
+        rows += _cells(summary, benchmark, backbone, averaged)
+        lacking |= dict.fromkeys(_without_average(summary, averaged))
+    if lacking:
+        what = f"all of {', '.join(averaged)}"
+        notes.append(f"average left out for {', '.join(lacking)}: it needs {what} with a seed in common")
+    found = pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+    found.attrs["notes"] = notes
+    return found
+
+
+def _not_comparable(record: Record, counts: Counts, source: str | None, averaged: Sequence[str]) -> str:
+    """Why an evaluation has no published number to stand beside; empty if it may have one."""
+    trial = record.trial
+    weights = trial.weights.partition("=")[0]
+    if {trial.dataset, counts.dataset} & {label.partition(": ")[0] for label in record.labels}:
+        return "non-standard split"
+    if len(weights) != 64 and weights != WEIGHTS:  # 64: the hash of a file
+        return f"weights {weights!r} instead of {WEIGHTS!r}"
+    if trial.dataset != (source or counts.dataset) or counts.dataset not in {source, *averaged}:
+        return f"not what was published for {trial.benchmark}"
+    card = cards.cards()[counts.dataset][0]
+    total = card.sizes["test"] if card.sizes else None
+    if counts.classes != "all":
+        total = (card.halves or {}).get(counts.classes)
+    return "" if total in (None, counts.total) else f"{counts.total} test pictures instead of {total}"
+
+
+def _complete(summary: pd.DataFrame, row: Any, averaged: Sequence[str]) -> bool:
+    """Whether an average row is over all of ``averaged``."""
+    mine = summary[(summary["method"] == row["method"]) & (summary["shots"] == row["shots"])]
+    return row["seeds"] > 0 and set(averaged) <= set(mine["dataset"])
+
+
+def _without_average(summary: pd.DataFrame, averaged: Sequence[str]) -> list[str]:
+    """Methods whose average is not the published one."""
+    rows = summary[summary["dataset"] == AVERAGE].to_dict("records")
+    with_it = {(r["method"], r["shots"]) for r in rows if _complete(summary, r, averaged)}
+    return [
+        f"{method} ({shots} shots)" if shots else method
+        for method, shots in dict.fromkeys(zip(summary["method"], summary["shots"], strict=True))
+        if (method, shots) not in with_it
+    ]
+
+
+def _cells(
+    summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of `verify` for one summary (see `compare.summarise`)."""
     found = []
     for row in summary.to_dict("records"):
         method = str(row["method"]).partition(" (")[0]
         if method != row["method"]:
             continue  # settings of the user's own were never published
+        if row["dataset"] == AVERAGE and not _complete(summary, row, averaged):
+            continue
         for metric in ("base", "novel", "hm", "all"):
             ours = row.get(metric)
             if ours is None or pd.isna(ours):
@@ -105,4 +195,4 @@ def verify(summary: pd.DataFrame, benchmark: str, backbone: str) -> pd.DataFrame
                     "source": known["source"],
                 }
             )
-    return pd.DataFrame(found)
+    return found

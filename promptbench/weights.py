@@ -1,7 +1,8 @@
 """Backbones by name and their weights from a tag or a file: an error says what does not fit, and why.
 
 Anything that could make a number silently wrong is refused: a QuickGELU mismatch (open_clip only warns),
-a missing, extra or wrongly shaped array, a tower our forward does not reproduce.
+a missing, extra or wrongly shaped array, a tower our forward does not reproduce, pictures that must be
+brought to size in another way than ours (`promptbench.views`).
 """
 
 import io
@@ -23,6 +24,7 @@ from promptbench.files import hash_file
 
 POCKET = "pocket"
 _OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
+_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin")
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -67,7 +69,8 @@ def backbones() -> list[str]:
 def _open_clip_config(name: str) -> dict[str, Any]:
     import open_clip
 
-    return open_clip.get_model_config(name) or {}
+    # Other names, such as "hf-hub:...", open_clip would look for on the network or on the disk.
+    return (open_clip.get_model_config(name) or {}) if name in open_clip.list_models() else {}
 
 
 def _refusal(config: Mapping[str, Any]) -> str:
@@ -144,43 +147,100 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
-    """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects."""
-    size = backbone_shape(name).image_size
-    mean, std = MEAN, STD
-    if name != POCKET and pretrained and not Path(pretrained).is_file():
-        import open_clip
+    """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects: those of
+    the weights' tag; of a file without a tag, OpenAI's. Raises UserError as `weights_file`."""
+    tag = _find(name, pretrained)[1]
+    config = _tag_config(name, tag) if tag else {}
+    mean, std = (tuple(config.get(key) or usual) for key, usual in (("mean", MEAN), ("std", STD)))
+    return {"size": backbone_shape(name).image_size, "mean": mean, "std": std}
 
-        tag = open_clip.get_pretrained_cfg(name, pretrained)
-        mean, std = tuple(tag.get("mean") or MEAN), tuple(tag.get("std") or STD)
-    return {"size": size, "mean": mean, "std": std}
+
+def _tag_config(name: str, tag: str) -> dict[str, Any]:
+    import open_clip
+
+    return open_clip.get_pretrained_cfg(name, tag)
+
+
+def fitting_tags(name: str) -> list[str]:
+    """The open_clip tags of weights that a backbone can be run with here. Raises UserError as
+    `backbone_config`."""
+    quick = bool(backbone_config(name).get("quick_gelu", False))
+    if name == POCKET:
+        return []
+    import open_clip
+
+    found = {tag: _tag_config(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    return [
+        tag
+        for tag, config in found.items()
+        if bool(config.get("quick_gelu", False)) == quick and not _other_views(config)
+    ]
+
+
+def _other_views(tag: Mapping[str, Any]) -> str:
+    """How the pictures of these weights are brought to size, if not as ours are; else empty."""
+    resize, interpolation = tag.get("resize_mode") or "shortest", tag.get("interpolation") or "bicubic"
+    if resize != "shortest":
+        return f"resized by {resize!r}"
+    return f"resized with {interpolation} interpolation" if interpolation != "bicubic" else ""
 
 
 def weights_file(name: str, pretrained: str | None) -> tuple[Path | None, str]:
-    """Where the weights are, as (local file or None, tag or empty). Checks everything short of reading.
+    """What identifies the weights: a local file, or (None, tag), or (None, "tag=SHA-256 of the file").
 
-    Raises UserError for a missing file, an unknown tag, or a tag trained with the other GELU.
+    ``pretrained`` is an open_clip tag, a local file, or TAG=FILE: the weights are the file's; mean, std and
+    QuickGELU those of the tag, since a file does not tell them. Checks everything short of reading.
+    Raises UserError for a missing file, an unknown tag, a tag trained with the other GELU, or on pictures
+    resized in another way than ours.
     """
-    config = backbone_config(name)
+    path, tag = _find(name, pretrained)
+    return (None, f"{tag}={hash_file(path)}") if path and tag else (path, tag)
+
+
+def _find(name: str, pretrained: str | None) -> tuple[Path | None, str]:
+    """The local file or None, and the tag or empty; raises UserError as `weights_file`."""
+    backbone_config(name)
     if pretrained is None:
         if name == POCKET:
             return pocket_folder() / "pocket.safetensors", ""
+        tags = fitting_tags(name)
+        example = "openai" if "openai" in tags else tags[0] if tags else ""
+        if not example:
+            raise UserError(
+                f"Backbone {name!r} needs weights and no published ones fit: add `--pretrained "
+                "FILE.safetensors`."
+            )
         raise UserError(
-            f"Backbone {name!r} needs weights: add `--pretrained openai` (downloads them) or "
-            "`--pretrained FILE.safetensors`."
+            f"Backbone {name!r} needs weights: add `--pretrained {example}` (downloads them; other tags "
+            "are in `promptbench ls backbones`) or `--pretrained FILE.safetensors`."
         )
     path = Path(pretrained)
     if path.is_file():
         return path, ""
-    if name == POCKET or path.suffix in (".pt", ".pth", ".safetensors", ".bin"):
-        raise UserError(f"There is no weights file {pretrained!r}; give the path of an existing file.")
+    tag, equals, file = pretrained.partition("=")
+    named = bool(equals) and "/" not in tag and name != POCKET
+    path = Path(file if named else pretrained)
+    if name == POCKET or ((named or path.suffix in _SUFFIXES) and not path.is_file()):
+        raise UserError(f"There is no weights file {str(path)!r}; give the path of an existing file.")
+    tag = tag if named else pretrained
+    _check_tag(name, tag)
+    return (path if named else None), tag
+
+
+def _check_tag(name: str, tag: str) -> None:
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags:
-        raise unknown(f"weights tag for {name}", pretrained, tags, "A path of a local file works too.")
-    quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
-    _check_gelu(name, bool(config.get("quick_gelu", False)), quick, f"the weights {pretrained!r}")
-    return None, pretrained
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        hint = "A path of a local file works too."
+        raise unknown(f"weights tag for {name}", tag, fitting_tags(name), hint)
+    config = _tag_config(name, tag)
+    if reason := _other_views(config):
+        raise UserError(
+            f"The weights {tag!r} of {name} were trained on pictures {reason}, but here the shortest side is "
+            "resized (bicubic) and the rest cropped; choose other weights from `promptbench ls backbones`."
+        )
+    model = bool(backbone_config(name).get("quick_gelu", False))
+    _check_gelu(name, model, bool(config.get("quick_gelu", False)), f"the weights {tag!r}")
 
 
 def _check_gelu(name: str, model: bool, weights: bool, what: str) -> None:
@@ -199,7 +259,7 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
     Raises UserError if anything about the weights does not fit (`weights_file`, `read_weights`,
     `build_model` say what).
     """
-    path, tag = weights_file(name, pretrained)
+    path, tag = _find(name, pretrained)
     config = backbone_config(name)
     if path is None:
         import open_clip.pretrained
@@ -209,7 +269,7 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
         except Exception as error:
             raise UserError(
                 f"Could not download the weights {tag!r} of {name} ({type(error).__name__}); fetch the file "
-                "on a machine with a network and pass its path with --pretrained."
+                f"on a machine with a network and pass it with `--pretrained {tag}=FILE`."
             ) from None
     state = read_weights(path)
     if _OPENAI_MARKS & state.keys():

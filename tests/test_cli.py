@@ -158,6 +158,15 @@ def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in out for word in expected[what])
 
 
+def test_listings_through_a_pipe_are_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    from promptbench.cards import cards
+
+    assert call("ls", "datasets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for card, _ in cards().values():
+        assert any(card.name in line and card.template in line and card.title in line for line in lines)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -192,7 +201,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "mmlop", "--shots", ""], "--shots takes numbers such as 1,2,3, not ''."),
         (["run", "ivlp", "--set", "n_ctx=0", "--set", "n_ctx_vision=0"], "leave nothing to train"),
         (["run", "mmlop", "--split", "tset"], "Unknown value of --split 'tset'. Did you mean 'test'?"),
-        (["run", "mmlop", "--backbone", "ViT-B-16"], "needs weights: add `--pretrained openai`"),
+        (["run", "mmlop", "--backbone", "ViT-B-16"], "needs weights: add `--pretrained laion400m_e31`"),
+        (["run", "mmlop", "--backbone", "hf-hub:timm/x"], "Unknown backbone 'hf-hub:timm/x'."),
         (["run", "mmlop", "--pretrained", "gone.pt"], "There is no weights file 'gone.pt'"),
         (["run", "mmlop", "--dataset", "gone.yaml"], "Cannot read the dataset card gone.yaml"),
         (["ls", "methodz"], "Unknown value of LIST 'methodz'. Did you mean 'methods'?"),
@@ -479,3 +489,48 @@ def test_words_the_embedded_backbone_lacks(
     assert call("run", "zeroshot", *arguments(card, tmp_path / "out")) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "some: the backbone has no embedding for words of turquoise square, crimson" in table
+
+
+def test_verify_takes_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero-shot runs on the datasets that are there; those that are not cost a line, and no comparison."""
+    from types import SimpleNamespace
+
+    from promptbench import data
+    from promptbench.errors import UserError
+    from tests.test_compare import published_record
+
+    record = published_record("maple", "dtd", 80, 60)
+    record.write(record.trial.folder(tmp_path))
+    verify = ["verify", "--out", str(tmp_path), "--data-root", str(tmp_path), "--format", "csv"]
+    ran: list[Any] = []
+
+    def run(*_: Any, **options: Any) -> None:
+        ran.append(options)
+        print("a table")
+
+    monkeypatch.setattr(cli, "run", run)
+    assert call(*verify) in (0, 1)  # nothing is there
+    shown = capsys.readouterr()
+    assert not ran
+    assert "maple,dtd,16,base" in shown.out
+    assert shown.err.count("zero-shot left out: ") == 11
+
+    def load(name: str, *_: Any) -> Any:
+        if name == "food101":
+            return SimpleNamespace(nonstandard="non-standard split: small")
+        if name not in ("dtd", "imagenet"):
+            raise UserError(f"{name} is missing.")
+        return SimpleNamespace(nonstandard="")
+
+    monkeypatch.setattr(data, "load", load)
+    assert call(*verify) in (0, 1)
+    shown = capsys.readouterr()
+    assert [(set(options["dataset"]), options["pretrained"]) for options in ran] == [
+        ({"dtd", "imagenet"}, "openai")
+    ]
+    assert "zero-shot left out: food101: non-standard split: small" in shown.err
+    assert shown.out.startswith("method,dataset,")
+    assert call(*verify, "--benchmark", "crossdataset") == 2  # one trial over all: not with some missing
+    assert len(ran) == 1

@@ -126,8 +126,14 @@ def test_one_seed_keeps_its_decimals() -> None:
 @pytest.mark.parametrize("what", ["weights", "data"])
 def test_different_weights_or_data_are_never_mixed(what: str) -> None:
     changed: dict[str, Any] = {what: "changed"}
-    with pytest.raises(UserError, match=f"made with different {what}"):
-        frame([*RECORDS, make("other", "a", 1, 1, 1, **changed)])
+    other = make("other", "a", 1, 1, 1, **changed)
+    with pytest.raises(UserError, match=f"made with different {what}") as error:
+        frame([*RECORDS, other])
+    assert f" against {other.hash[:8]}" in str(error.value) or f"({other.hash[:8]} against" in str(
+        error.value
+    )
+    assert any(record.hash[:8] in str(error.value) for record in RECORDS)
+    assert " more" in str(error.value)  # of the many others, a few
 
 
 def test_precisions_are_told_apart() -> None:
@@ -212,6 +218,10 @@ def test_smoke_runs_and_other_splits_are_left_out(tmp_path: Path) -> None:
     extra = [make("small", "b", 1, 1, 1, limit=2), make("small", "b", 1, 2, 2, split="val")]
     write([*RECORDS, *extra], tmp_path)
     assert len(load_frame(tmp_path)) == 2 * len(RECORDS)
+    write(extra, tmp_path / "only")
+    said = r"No records of base2novel .*: 2 records are smoke runs \(--limit\) or of another split; make some"
+    with pytest.raises(UserError, match=said):
+        load_frame(tmp_path / "only")
 
 
 def test_records_that_cannot_be_compared(tmp_path: Path) -> None:
@@ -350,22 +360,108 @@ def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
     assert "Non-standard splits, not comparable with published numbers: a." in text
 
 
-def test_verify_against_published_numbers() -> None:
+def published_record(method: str, dataset: str, base: float, novel: float, **trial: Any) -> Record:
+    """A record on the published test pictures of a standard dataset, accuracies in percent."""
+    from promptbench.cards import cards
+
+    halves = cards()[dataset][0].halves or {}
+    given: dict[str, Any] = {"backbone": "ViT-B-16-quickgelu", "weights": "openai", "pretrained": "openai"}
+    record = make(method, dataset, 0 if method == "zeroshot" else 1, 0, 0, **given | trial)
+    counts = [
+        old.model_copy(update={"correct": round(share / 100 * total), "total": total})
+        for old, share in zip(record.evaluations, (base, novel), strict=True)
+        for total in (halves[old.classes],)
+    ]
+    return record.model_copy(update={"evaluations": counts})
+
+
+def check(records: list[Record], benchmark: str = "base2novel") -> tuple[dict[Any, str], list[str]]:
+    """Verdicts by method, dataset and metric, and what is said about the rest."""
     from promptbench.published import verify
 
-    rows = [
-        # published: DTD 53.24 / 59.90, Cars 63.37 / 74.89; average 69.34 / 74.22 / 71.70
-        {"dataset": "dtd", "method": "zeroshot", "shots": 0, "base": 53.3, "novel": 60.3, "hm": 56.6},
-        {"dataset": "average", "method": "zeroshot", "shots": 0, "base": 69.34, "novel": 74.22, "hm": 71.7},
-        {"dataset": "average", "method": "mmlop", "shots": 16, "base": 83.5, "novel": 75.0, "hm": 79.0},
-        {"dataset": "average", "method": "mmlop (rank=2)", "shots": 16, "base": 1.0, "novel": 1.0, "hm": 1.0},
-    ]
-    found = verify(pd.DataFrame(rows), "base2novel", "ViT-B-16-quickgelu")
-    verdicts = {(r.method, r.dataset, r.metric): r.verdict for r in found.itertuples()}
+    found = verify(records, benchmark, "ViT-B-16-quickgelu")
+    verdicts = {(r["method"], r["dataset"], r["metric"]): r["verdict"] for r in found.to_dict("records")}
+    return verdicts, found.attrs["notes"]
+
+
+def test_verify_against_published_numbers() -> None:
+    from promptbench.cards import suite
+
+    # published: DTD 53.24 / 59.90; averages 69.34 / 74.22 / 71.70 and 83.79 / 75.85 / 79.70
+    records = [published_record("zeroshot", name, 69.34, 74.22) for name in suite("standard")]
+    records[suite("standard").index("dtd")] = published_record("zeroshot", "dtd", 53.3, 60.3)
+    records += [published_record("mmlop", name, 83.5, 75.0) for name in suite("standard")]
+    records += [published_record("mmlop", "dtd", 1, 1, settings={"rank": 2}, variant="rank=2")]
+    verdicts, notes = check(records)
     assert verdicts["zeroshot", "dtd", "base"] == "pass"
-    assert verdicts["zeroshot", "dtd", "novel"] == "off by 0.40"
-    assert verdicts["zeroshot", "average", "hm"] == "pass"
+    assert verdicts["zeroshot", "dtd", "novel"].startswith("off by 0.3")
+    assert verdicts["zeroshot", "average", "base"].startswith("off by 1.4")
     assert verdicts["mmlop", "average", "base"] == "pass"
     assert verdicts["mmlop", "average", "novel"] == "off by 0.85"
     assert not [key for key in verdicts if "rank" in str(key[0])]
-    assert set(found[found["method"] == "mmlop"]["published"]) == {83.79, 75.85, 79.7}
+    assert not [note for note in notes if "zeroshot" in note or "mmlop (16 shots)" in note]
+
+
+def test_verify_compares_no_average_that_lacks_a_dataset() -> None:
+    from promptbench.cards import suite
+
+    ten = [name for name in suite("standard") if name != "imagenet"]
+    for names in (ten, ["dtd"]):
+        verdicts, notes = check([published_record("maple", name, 80, 70) for name in names])
+        assert ("maple", "dtd", "base") in verdicts
+        assert not [key for key in verdicts if key[1] == AVERAGE]
+        (note,) = notes
+        assert note.startswith("average left out for maple (16 shots): it needs all of ")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"labels": ["dtd: non-standard split"]}, "non-standard split"),
+        ({"weights": "laion400m_e31"}, "weights 'laion400m_e31' instead of 'openai'"),
+        ({"weights": "laion400m_e31=" + "0" * 64}, "weights 'laion400m_e31' instead of 'openai'"),
+        ({"total": 200}, "200 test pictures instead of 864"),
+    ],
+)
+def test_verify_leaves_out_what_was_not_published(change: dict[str, Any], reason: str) -> None:
+    off = published_record("maple", "dtd", 1, 1, **{k: v for k, v in change.items() if k == "weights"})
+    if "labels" in change:
+        off = off.model_copy(update=change)
+    if "total" in change:
+        counts = [c.model_copy(update=change) for c in off.evaluations]
+        off = off.model_copy(update={"evaluations": counts})
+    verdicts, notes = check([off, published_record("maple", "eurosat", 90, 70)])
+    assert {key[1] for key in verdicts} == {"eurosat"}
+    assert any(note.startswith(f"dtd: not comparable: {reason}") for note in notes)
+
+
+def test_verify_of_other_datasets_and_of_files() -> None:
+    own = make("maple", "a", 1, 1, 1, weights="openai")
+    file = published_record("maple", "dtd", 80, 60, weights="0" * 64)
+    verdicts, notes = check([own, file])
+    assert {key[1] for key in verdicts} == {"dtd"}
+    assert "a: not comparable: not what was published for base2novel (2 results)" in notes
+    assert "weights from a file: assumed OpenAI's" in notes
+
+
+def test_verify_of_transfers() -> None:
+    """Records of other targets are no obstacle; the average needs the four variants."""
+    from promptbench.cards import cards, transfer
+
+    source, targets = transfer("standard", "domain")
+    records = []
+    for seed, names in ((1, targets), (2, targets[:3])):
+        one = make("maple", source, seed, 0, 0, benchmark="domain", data=str(len(names)), weights="openai")
+        counts = []
+        for name in (source, *names):
+            total = (cards()[name][0].sizes or {})["test"]
+            counts.append(one.evaluations[0].model_copy(update={"dataset": name, "classes": "all"}))
+            counts[-1] = counts[-1].model_copy(update={"correct": total // 2, "total": total})
+        records.append(one.model_copy(update={"evaluations": counts}))
+    verdicts, notes = check(records, "domain")
+    assert ("maple", AVERAGE, "all") in verdicts
+    assert ("maple", "imagenet_a", "all") in verdicts
+    assert not [note for note in notes if "not comparable" in note]
+    verdicts, notes = check(records[1:], "domain")
+    assert ("maple", AVERAGE, "all") not in verdicts
+    assert any(note.startswith("average left out") for note in notes)

@@ -185,3 +185,55 @@ def test_shapes_of_the_paper() -> None:
     shape = weights.backbone_shape("ViT-B-16-quickgelu")
     assert (shape.text_width, shape.vision_width, shape.embed_dim) == (512, 768, 512)
     assert (shape.text_layers, shape.vision_layers, shape.context_length) == (12, 12, 77)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/ViT-B-16", "local-dir:/nowhere"])
+def test_places_are_no_backbones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: Any, **__: Any) -> None:
+        raise AssertionError("open_clip was asked for a place")
+
+    monkeypatch.setattr("open_clip.get_model_config", reached)
+    with pytest.raises(UserError, match="Unknown backbone"):
+        weights.backbone_config(name)
+
+
+def test_advice_names_weights_that_fit() -> None:
+    assert "openai" not in weights.fitting_tags("ViT-B-16")
+    assert "laion2b_s32b_b79k" in weights.fitting_tags("ViT-H-14")
+    assert weights.fitting_tags("ViT-H-14-quickgelu") == ["metaclip_fullcc"]
+    with pytest.raises(UserError, match="add `--pretrained laion2b_s32b_b79k`"):
+        weights.weights_file("ViT-H-14", None)
+    with pytest.raises(UserError, match=r"no published ones fit: add `--pretrained FILE\.safetensors`\.$"):
+        weights.weights_file("ViT-S-16", None)
+
+
+@pytest.mark.parametrize("name", ["ViT-H-14", "ViT-H-14-quickgelu", "ViT-H-14-378-quickgelu"])
+def test_weights_of_squashed_pictures(name: str) -> None:
+    with pytest.raises(UserError, match=r"'dfn5b' of .* trained on pictures resized by 'squash'"):
+        weights.weights_file(name, "dfn5b")
+
+
+def test_weights_of_another_interpolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_tag_config", lambda *_: {"interpolation": "bilinear"})
+    with pytest.raises(UserError, match="resized with bilinear interpolation"):
+        weights.weights_file("ViT-B-16", "laion400m_e31")
+
+
+def test_tag_of_a_file(tmp_path: Path) -> None:
+    """The tag says how pictures are normalised, and so makes another trial of the same file."""
+    path = tmp_path / "w.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    given = f"laion2b_s32b_b82k={path}"
+    assert weights.preprocessing("ViT-L-14", str(path))["mean"] == weights.MEAN
+    found = weights.preprocessing("ViT-L-14", given)
+    assert (found["mean"], found["std"]) == ((0.5,) * 3, (0.5,) * 3)
+    assert weights.weights_file("ViT-L-14", str(path)) == (path, "")
+    assert weights.weights_file("ViT-L-14", given) == (None, f"laion2b_s32b_b82k={weights.hash_file(path)}")
+    with pytest.raises(UserError, match=r"w\.safetensors does not fit this backbone"):  # the file is read
+        weights.load_model("ViT-B-16-quickgelu", f"openai={path}")
+    with pytest.raises(UserError, match="QuickGELU mismatch"):
+        weights.weights_file("ViT-L-14", f"openai={path}")
+    with pytest.raises(UserError, match=r"Unknown weights tag .* 'laion3b'"):
+        weights.weights_file("ViT-L-14", f"laion3b={path}")
+    with pytest.raises(UserError, match=r"no weights file 'gone\.pt'"):
+        weights.weights_file("ViT-L-14", "laion2b_s32b_b82k=gone.pt")
