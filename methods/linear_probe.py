@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptbench.clip import Classes, FrozenCLIP
-from promptbench.method import Batch, Count, Method, Settings, Shots
+from promptbench.method import Batch, Count, Method, Settings, Shots, trained_rows
 from promptbench.weights import Shape
 
 GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
@@ -21,6 +21,7 @@ STEPS = 8
 
 class LinearProbeSettings(Settings):
     epochs: Count = Field(0, le=0, description="fitted in closed form, not by epochs")
+    steps: Count = Field(0, le=0, description="nor by steps")
     C: float = Field(0.0, ge=0, description="inverse strength of the penalty; 0 = chosen on validation")
 
 
@@ -50,7 +51,7 @@ class LinearProbe(Method):
 
     def __init__(self, clip: FrozenCLIP, settings: LinearProbeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
-        self.index = {name: label for label, name in enumerate(classes.names)}
+        self.classes = classes
         self.weight = nn.Parameter(torch.zeros(len(classes), clip.shape.embed_dim))
         self.bias = nn.Parameter(torch.zeros(len(classes)))
 
@@ -59,7 +60,7 @@ class LinearProbe(Method):
         return (shape.embed_dim + 1) * n_classes
 
     def before_training(self, shots: Shots) -> None:
-        x, y = shots.features(None).cpu().numpy(), shots.labels.cpu().numpy()
+        x, y = shots.features(None).double().cpu().numpy(), shots.labels.cpu().numpy()
         held_out = shots.validation()
         strength = self.settings.C or (choose_strength(x, y, *held_out) if held_out else 0.316)
         weight, bias = solve(x, y, strength)
@@ -70,16 +71,15 @@ class LinearProbe(Method):
 
     def classifier(self, classes: Classes) -> Any:
         """Weight and bias of the classes, or zero-shot text features if one of them is unknown."""
-        if not set(classes.names) <= self.index.keys():
-            return self.text_features(classes)
-        rows = [self.index[name] for name in classes.names]
-        return self.weight[rows], self.bias[rows]
+        rows = trained_rows(self.classes, classes)
+        return self.text_features(classes) if -1 in rows else (self.weight[rows], self.bias[rows])
 
     def logits(self, batch: Batch, classifier: Any) -> Tensor:
         if isinstance(classifier, Tensor):
             return super().logits(batch, classifier)
         assert batch.frozen is not None
-        return F.linear(batch.frozen, *classifier)
+        with torch.autocast(batch.frozen.device.type, enabled=False):  # logits are fp32 everywhere
+            return F.linear(batch.frozen, *classifier)
 
 
 def solve(x: Any, y: Any, strength: float) -> tuple[Any, Any]:
@@ -92,7 +92,7 @@ def solve(x: Any, y: Any, strength: float) -> tuple[Any, Any]:
 
 def choose_strength(x: Any, y: Any, held_out: Tensor, labels: Tensor) -> float:
     """C by validation accuracy: the best of `GRID`, the earlier of equals, then `STEPS` bisections."""
-    features, known = held_out.cpu().numpy(), labels.cpu().numpy()
+    features, known = held_out.double().cpu().numpy(), labels.cpu().numpy()
 
     def accuracy(strength: float) -> float:
         weight, bias = solve(x, y, strength)

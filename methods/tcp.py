@@ -44,14 +44,15 @@ class TCP(Method):
 
     A context v_1..v_M as in CoOp; before block 8 (from 0) it gives way to class-aware tokens
     T_c = reshape(W_2 quickgelu(W_1 g_c)) [M, d_t], g_c the unit-norm frozen text feature of the dataset's
-    template. Loss = cross-entropy + 8 * (1 - mean_c cos(t_c, g_c)). The prompt keeps the end of the
-    template: ``[v_1]..[v_M] <class>, a type of pet.``
+    template (of DTD, Food101 and Aircraft: of a wording of its own). Loss = cross-entropy
+    + 8 * (1 - mean_c cos(t_c, g_c)). The prompt keeps the end of the template, or has one of its own (Cars,
+    EuroSAT, UCF101): ``[v_1]..[v_M] <class>, a type of pet.``
 
     Trainable parameters: M d_t + (e h + h) + (h M d_t + M d_t)   (ViT-B/16, M = 4, h = 128: 331,904).
 
     Settings (htyao89/Textual-based_Class-aware_prompt_tuning: trainers/tcp.py): Adam 0.002 with eps 0.001,
-    batch 32, 50 epochs; 25 for SUN397 and ImageNet, whose scripts load epoch 25. None are released for
-    transfer from ImageNet, ours are the same.
+    decay 5e-4, batch 32, 50 epochs; 25 for SUN397 and ImageNet in base2novel, whose scripts load epoch 25.
+    None are released for transfer from ImageNet, ours are the same.
     """
 
     name = "tcp"
@@ -70,7 +71,8 @@ class TCP(Method):
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
-        return {"epochs": 25} if dataset in ("sun397", "imagenet") else {}
+        half = benchmark == "base2novel" and dataset in ("sun397", "imagenet")
+        return {"epochs": 25} if half else {}
 
     @classmethod
     def parameter_count(cls, settings: TCPSettings, shape: Shape, n_classes: int) -> int:

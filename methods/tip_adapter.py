@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptbench.clip import Classes, FrozenCLIP
-from promptbench.method import Batch, Method, Positive, Settings, Shots
-from promptbench.templates import SELECT_7
+from promptbench.errors import UserError
+from promptbench.method import Batch, Method, Positive, Settings, Shots, trained_rows
+from promptbench.templates import IMAGENET, SELECT_7
 
 # Per dataset: largest beta and alpha of the search, alpha to start from.
 SEARCH: dict[str, tuple[float, float, float]] = {
@@ -48,7 +49,9 @@ class TipAdapter(Method):
     Trainable parameters: 0; the cache holds C K e numbers. A class that was not trained on has no entry:
     zero-shot.
 
-    The official code (gaopengcuhk/Tip-Adapter: main.py) searches on the whole validation split, for
+    Text: the dataset's template, for ImageNet the seven "select" ones. The ends of the search and the start
+    of alpha are the authors', per dataset; 12, 10 and 2 elsewhere are ours. The official code
+    (gaopengcuhk/Tip-Adapter: main.py) searches on the whole validation split, for
     ImageNet on the test pictures; here on min(K, 4) pictures of a class, for ImageNet not at all.
     """
 
@@ -64,7 +67,7 @@ class TipAdapter(Method):
 
     def __init__(self, clip: FrozenCLIP, settings: TipAdapterSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
-        self.index = {name: label for label, name in enumerate(classes.names)}
+        self.classes = classes
         n = len(classes) * settings.shots
         self.register_buffer("keys", torch.zeros(n, clip.shape.embed_dim))
         self.register_buffer("labels", torch.zeros(n, dtype=torch.long))
@@ -78,6 +81,11 @@ class TipAdapter(Method):
         return found
 
     def before_training(self, shots: Shots) -> None:
+        if len(shots.labels) != len(self.labels):
+            raise UserError(
+                f"{self.name}: its cache is for {self.settings.shots} shots, but there are "
+                f"{len(shots.labels)} pictures of {len(shots.classes)} classes; leave out --set shots=..."
+            )
         views = torch.stack([shots.features(number) for number in range(self.settings.passes)])
         self.keys.data.copy_(F.normalize(views.mean(dim=0), dim=-1))
         self.labels.copy_(shots.labels)
@@ -101,22 +109,23 @@ class TipAdapter(Method):
                 right = ((plain + alpha * cached).argmax(dim=-1) == batch.labels).float().mean().item()
                 if right > best:
                     best = right
-                    self.weights.copy_(torch.tensor([alpha, beta]))
+                    self.weights.copy_(torch.tensor([alpha, beta], dtype=torch.float64))
 
     def text_features(self, classes: Classes) -> Tensor:
-        imagenet = classes.dataset.startswith("imagenet")
+        imagenet = classes.dataset in IMAGENET
         return self.clip.frozen_text(classes, SELECT_7 if imagenet else (classes.template,))
 
     def classifier(self, classes: Classes) -> tuple[Tensor, Tensor]:
         """Text features [C, e] and which class every cache entry votes for, one-hot [N, C]."""
-        columns = torch.full((len(self.index) + 1,), len(classes), device=self.labels.device)
-        for column, name in enumerate(classes.names):
-            if name in self.index:
-                columns[self.index[name]] = column
+        columns = torch.full((len(self.classes),), len(classes), device=self.labels.device)
+        for column, label in enumerate(trained_rows(self.classes, classes)):
+            if label >= 0:
+                columns[label] = column
         votes = F.one_hot(columns[self.labels], len(classes) + 1)[:, : len(classes)]
         return self.text_features(classes), votes.to(self.keys.dtype)
 
     def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:
         text, values = classifier
         image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype)
-        return self.clip.logits(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values
+        with torch.autocast(image.device.type, enabled=False):  # as the search, and as every logit
+            return self.clip.logits(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptbench.cards import Card, Half, Split, cards, read_card
@@ -83,6 +83,8 @@ class Dataset:
         except Exception as error:
             where = str(self.root / path) if self.root else path
             cause = getattr(error, "strerror", "") or str(error).split("\n")[0].replace(where, "it")
+            if isinstance(error, UnidentifiedImageError):
+                cause = "no picture of a known kind"
             raise UserError(
                 f"Picture {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); restore "
                 "the file or take it out of the split."

@@ -230,6 +230,18 @@ class Method(nn.Module):
         return torch.empty(n_ctx, self.clip.shape.text_width).normal_(std=0.02)
 
 
+def trained_rows(trained: Classes, classes: Classes) -> list[int]:
+    """Per class, its label in the label space of training, -1 if it was not trained on.
+
+    Of two classes of one name (ImageNet has two kinds of missile) the same place in the same list decides;
+    in another list, such as a variant's 200 classes, the first of that name in training.
+    """
+    if trained.names == classes.names:
+        return list(range(len(classes)))
+    index = {name: label for label, name in reversed(list(enumerate(trained.names)))}
+    return [index.get(name, -1) for name in classes.names]
+
+
 def deep_prompts(depth: int, n_ctx: int, width: int) -> nn.ParameterList:
     """Fresh tokens [n_ctx, width] ~ N(0, 0.02) for each of ``depth`` layers."""
     return nn.ParameterList(torch.empty(n_ctx, width).normal_(std=0.02) for _ in range(depth))

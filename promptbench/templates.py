@@ -8,6 +8,9 @@ muzairkhattak/PromptSRC: trainers/imagenet_templates.py). Their order does not m
 
 PLAIN = "a photo of a {}."
 
+#: ImageNet and its variants, for methods that word them differently
+IMAGENET = frozenset({"imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"})
+
 SELECT_7: tuple[str, ...] = (
     "itap of a {}.",
     "a bad photo of the {}.",
