@@ -300,7 +300,7 @@ def test_finished_work_outlives_a_failure(
     both = ["--dataset", str(bad), *arguments(card, out)]
     assert call("run", "zeroshot", "coop", *both) == 2
     shown = capsys.readouterr()
-    assert "Picture 'images/0/test0.png' of broken cannot be read" in shown.err
+    assert "images/0/test0.png' of broken cannot be read (no picture of a known kind)" in shown.err
     assert "(2 trials failed)" in shown.err
     assert "colours" in shown.out
     assert [r["trial"]["dataset"] for r in records(out)] == ["colours", "colours"]
