@@ -43,7 +43,6 @@ class PromptSRC(IVLP):
     name = "promptsrc"
     paper = "arXiv:2307.06948"
     published_name = "PromptSRC"
-    published_setting = ""
     official_name = "PromptSRC"
     Settings = PromptSRCSettings
 

@@ -53,17 +53,13 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
     try:
         dataset = data.load(name, root)
     except UserError as error:
-        source = f" It comes from {card.url}" if card and card.url else ""
-        text = str(error).removeprefix(f"{name}: ")
-        result.problems.append(_missing(card, root) or f"{text}{source}")
-        folder = data.data_root(root)
-        if not (card and card.folder and folder and (folder / card.folder / card.source).is_file()):
+        as_it_is = _as_it_is(card, root)
+        if as_it_is is None:
+            source = f" It comes from {card.url}" if card and card.url else ""
+            text = str(error).removeprefix(f"{name}: ")
+            result.problems.append(_missing(card, root) or f"{text}{source}")
             return result
-        try:  # what is there, though it is not what the card says
-            dataset = data.load(name, root, allow_nonstandard=True)
-        except UserError:
-            return result
-        result.problems.clear()
+        dataset = as_it_is
     result.found = True
     card, splits = dataset.card, dataset.splits
     result.classes = f"{len(dataset.classnames)}"
@@ -81,6 +77,17 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
     _check_overlap(dataset, result)
     _decode(dataset, full, result)
     return result
+
+
+def _as_it_is(card: Card | None, root: Path | None) -> Dataset | None:
+    """A dataset that has its split file but is not what its card says; None if it cannot be loaded so."""
+    folder = data.data_root(root)
+    if not (card and card.folder and folder and (folder / card.folder / card.source).is_file()):
+        return None
+    try:
+        return data.load(card.name, root, allow_nonstandard=True)
+    except UserError:
+        return None
 
 
 def _missing(card: Card | None, root: Path | None) -> str:

@@ -17,7 +17,7 @@ from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
 from promptbench.files import canonical, require_writable, write_atomic
-from promptbench.method import get_method, trainable_parameters
+from promptbench.method import get_method, trainable_parameters, trained_rows
 from promptbench.records import Record, Seconds, read_record
 from promptbench.tokens import encode, readable
 from promptbench.train import CHECKPOINT, Progress, create, fit
@@ -135,9 +135,8 @@ def run_trial(
         # One key only: safetensors writes several in an order that changes from process to process.
         metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
         write_atomic(folder / PROMPTS, save(state, metadata))
-    unseen = any(
-        set(datasets[e.dataset].classes(e.classes).names) - set(classes.names) for e in trial.evaluations
-    )
+    tested = [datasets[e.dataset].classes(e.classes) for e in trial.evaluations]
+    unseen = any(-1 in trained_rows(classes, one) for one in tested)
     record = Record(
         hash=trial.hash,
         trial=trial,
