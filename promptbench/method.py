@@ -113,8 +113,7 @@ class Method(nn.Module):
     formula: ClassVar[str] = "0"
     Settings: ClassVar[type[Settings]] = Settings
     official_name: ClassVar[str] = ""  # the method's name in parity folders
-    published_name: ClassVar[str] = ""  # its name in results/published.csv, and what the setting of the
-    published_setting: ClassVar[str] = ""  # row to compare with must contain
+    published_name: ClassVar[str] = ""  # its name in results/published.csv
 
     def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
         """``classes`` is the label space of training; only methods with per-class parameters keep it."""

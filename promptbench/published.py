@@ -64,8 +64,6 @@ def lookup(
         rows = rows[rows["setting"].str.startswith("ImageNet 16-shot source")]
     else:
         rows = rows[rows["setting"].str.match(rf"{shots}-shot\b")]
-    if kind.published_setting:
-        rows = rows[rows["setting"].str.contains(kind.published_setting, regex=False)]
     return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else None
 
 
