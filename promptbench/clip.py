@@ -386,6 +386,8 @@ def _block(
 
 def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
     """Causal attention over the packed sequence: q, k, v [heads, n_tokens, d] -> the same shape."""
+    if layout.dense is not None:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=layout.dense)[0]
     (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
     q0, *qs = _groups(q, layout)
     parts = [F.scaled_dot_product_attention(q0, k0, v0, is_causal=True)[0]]
@@ -398,8 +400,11 @@ def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tenso
 def _attend_ends(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
     """Attention of the end tokens only: q [heads, C, d] in class order -> the same shape.
 
-    An end token sees its whole sentence, so no mask is needed.
+    An end token sees its whole sentence, so no mask is needed where sentences are apart.
     """
+    if layout.dense is not None:
+        mask = layout.dense[layout.ends]
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
     (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
     queries = q[:, layout.order].split([count for _, count, _ in layout.groups], dim=1)
     parts = []

@@ -16,6 +16,8 @@ from promptbench.errors import UserError
 START, END = 49406, 49407
 Position = Literal["end", "middle", "front"]
 Row = tuple[int, ...]
+# Up to so many packed tokens one attention with a mask costs less than one per length (docs/speed.md).
+DENSE = 256
 
 
 @functools.cache
@@ -94,6 +96,7 @@ class TextLayout:
         positions  [n_tokens]  position in the sentence, for the positional embedding
         groups     (first row in the packed sequence, classes, suffix length) per length
         masks      [length, n_prefix + length] bool per group: a suffix sees the prefix and its own past
+        dense      [n_tokens, n_tokens] bool, the same of the whole sequence; None where that is too long
         ends       [C]         packed index of each class's end token, in the order of the classes
         order      [C]         classes in packed order; ``back`` undoes it
         slot_at    [m]         packed indices of learnable tokens
@@ -154,7 +157,7 @@ class TextLayout:
         self.ends = index(ends)
         self.order = index(order)
         self.back = index(sorted(range(len(order)), key=order.__getitem__))
-        self.masks = self._masks()
+        self.masks, self.dense = self._masks()
         self.slot_at = index([at for at, _, _ in slots])
         self.slot_of = index([j if shared else c * self.n_ctx + j for _, c, j in slots])
         # Deep prompting overwrites positions 1..n_ctx, so it needs all of them in the shared prefix.
@@ -164,9 +167,18 @@ class TextLayout:
         self._owners = [c for c, _, _ in packed]
         self._variants: dict[Any, Any] = {}
 
-    def _masks(self) -> list[torch.Tensor]:
+    def _masks(self) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         sizes = [(length, self.n_prefix + length) for _, _, length in self.groups]
-        return [torch.ones(s, dtype=torch.bool, device=self.device).tril(self.n_prefix) for s in sizes]
+        masks = [torch.ones(s, dtype=torch.bool, device=self.device).tril(self.n_prefix) for s in sizes]
+        if self.n_tokens > DENSE:
+            return masks, None
+        suffixes = [
+            m[:, self.n_prefix :] for m, (_, n, _) in zip(masks, self.groups, strict=True) for _ in range(n)
+        ]
+        first = torch.ones(self.n_prefix, self.n_prefix, dtype=torch.bool, device=self.device).tril()
+        dense = torch.block_diag(first, *suffixes).bool()
+        dense[self.n_prefix :, : self.n_prefix] = True
+        return masks, dense
 
     def put(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """``x`` [n_tokens, d] with learnable ``tokens`` [n_ctx, d] (or [C, n_ctx, d]) in their places."""
@@ -198,7 +210,8 @@ class TextLayout:
             longer.n_prefix, longer.n_tokens = self.n_prefix + n, self.n_tokens + n
             longer.ends = self.ends + n
             longer.groups = [(start + n, count, length) for start, count, length in self.groups]
-            longer.masks, longer.n_ctx, longer._variants = longer._masks(), n, {}
+            longer.n_ctx, longer._variants = n, {}
+            longer.masks, longer.dense = longer._masks()
             self._variants[n] = longer
         return self._variants[n]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptbench import weights
+from promptbench import tokens, weights
 from promptbench.clip import Classes, FrozenCLIP, Prompts
 from promptbench.tokens import Position, template_rows
 from tests import plain
@@ -15,19 +15,25 @@ from tests.conftest import close
 NAMES = Classes(("ox", "golden retriever", "Boeing 737-800", "black_and_white photograph", "St. Bernard"))
 
 
+@pytest.fixture(autouse=True, params=[tokens.DENSE, 0], ids=["one attention", "one per length"])
+def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds for both ways in which the packed text attends."""
+    monkeypatch.setattr(tokens, "DENSE", request.param)
+
+
 def random_prompts(
     clip: FrozenCLIP, n_text: int, n_vision: int, depth_text: int, depth_vision: int
 ) -> Prompts:
     g = torch.Generator().manual_seed(1)
     shape = clip.shape
 
-    def tokens(n: int, width: int, depth: int) -> list[Tensor]:
+    def drawn(n: int, width: int, depth: int) -> list[Tensor]:
         if not n:
             return []
         return [(torch.randn(n, width, generator=g) * 0.1).requires_grad_() for _ in range(depth)]
 
     return Prompts(
-        tokens(n_text, shape.text_width, depth_text), tokens(n_vision, shape.vision_width, depth_vision)
+        drawn(n_text, shape.text_width, depth_text), drawn(n_vision, shape.vision_width, depth_vision)
     )
 
 
