@@ -126,6 +126,10 @@ def run(
         int | None,
         typer.Option(min=1, help="Smoke run: evaluate at most so many pictures per class; not compared."),
     ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option("--validate", help="Measure validation accuracy after every epoch, for curves."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False,
 ) -> None:
@@ -178,7 +182,7 @@ def run(
         workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
     with make_reporter(trials) as reporter, _interruptible(trials, out):
         outcome = execute(
-            trials, datasets, out, reporter, force, device, workers, FeatureCache(default_folder())
+            trials, datasets, out, reporter, force, device, workers, FeatureCache(default_folder()), validate
         )
     if outcome.records:
         from promptbench.compare import frame, render, summarise

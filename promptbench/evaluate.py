@@ -4,18 +4,50 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from promptbench.cards import Split
-from promptbench.data import Dataset
+from promptbench.clip import Classes
+from promptbench.data import Dataset, Item
 from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
-from promptbench.records import Counts
+from promptbench.records import Confused, Counts
 from promptbench.train import autocast
 from promptbench.trials import Evaluation, Precision
 from promptbench.views import Views, load_batches
 
 
 @torch.no_grad()
+def predict(
+    method: Method,
+    dataset: Dataset,
+    classes: Classes,
+    items: Sequence[Item],
+    precision: Precision = "fp32",
+    workers: int = 0,
+) -> Tensor:
+    """The label of ``classes`` each item is taken for, [N] on the CLIP's device.
+
+    The classifier is computed once; pictures come in large batches, or their features from the cache if
+    the method leaves the image tower alone.
+    """
+    clip, training = method.clip, method.training
+    views = Views(**clip.preprocess)
+    labels = torch.tensor([item.label for item in items], device=clip.device)
+    method.eval()
+    with autocast(clip.device, precision):
+        classifier = method.classifier(classes)
+        if method.needs_images:
+            images = load_batches(dataset, items, views, chunks(len(items)), None, clip.device, workers)
+            batches = (Batch(y, images=x) for y, x in zip(in_chunks(labels), images, strict=True))
+        else:
+            frozen = frozen_features(clip, dataset, items, views, None, workers)
+            batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
+        predicted = torch.cat([method.logits(batch, classifier).argmax(dim=-1) for batch in batches])
+    method.train(training)
+    return predicted
+
+
 def evaluate(
     method: Method,
     dataset: Dataset,
@@ -27,35 +59,28 @@ def evaluate(
 ) -> Counts:
     """Count correct answers among the classes of ``evaluation`` only (novel never competes with base).
 
-    The classifier is computed once; pictures come in large batches, or their features from the cache if
-    the method leaves the image tower alone. ``limit``: at most that many pictures per class.
+    ``limit``: at most that many pictures per class.
     """
-    method.eval()
-    clip = method.clip
     classes = dataset.classes(evaluation.classes)
     items = dataset.items(split, evaluation.classes, limit)
-    views = Views(**clip.preprocess)
-    labels = torch.tensor([item.label for item in items], device=clip.device)
-    with autocast(clip.device, precision):
-        classifier = method.classifier(classes)
-        if method.needs_images:
-            images = load_batches(dataset, items, views, chunks(len(items)), None, clip.device, workers)
-            batches = (Batch(y, images=x) for y, x in zip(in_chunks(labels), images, strict=True))
-        else:
-            frozen = frozen_features(clip, dataset, items, views, None, workers)
-            batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
-        right = torch.cat(
-            [method.logits(batch, classifier).argmax(dim=-1) == batch.labels for batch in batches]
-        )
-    total = torch.bincount(labels, minlength=len(classes)).tolist()
-    correct = torch.bincount(labels[right], minlength=len(classes)).tolist()
+    predicted = predict(method, dataset, classes, items, precision, workers).tolist()
+    names = _distinct(classes.names)
+    total, correct = Counter[str](), Counter[str]()
+    confused: dict[tuple[str, str], list[str]] = {}
+    for item, label in zip(items, predicted, strict=True):
+        total[names[item.label]] += 1
+        correct[names[item.label]] += label == item.label
+        if label != item.label:
+            confused.setdefault((names[item.label], names[label]), []).append(item.path)
+    most = sorted(confused.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:10]
     return Counts(
         dataset=dataset.name,
         classes=evaluation.classes,
         split=split,
-        correct=sum(correct),
-        total=sum(total),
-        per_class=dict(zip(_distinct(classes.names), zip(correct, total, strict=True), strict=True)),
+        correct=correct.total(),
+        total=len(items),
+        per_class={name: (correct[name], total[name]) for name in names},
+        confused=[Confused(true=a, predicted=b, count=len(p), pictures=p[:3]) for (a, b), p in most],
     )
 
 

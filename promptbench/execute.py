@@ -15,13 +15,16 @@ from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset
 from promptbench.errors import UserError
-from promptbench.evaluate import evaluate
+from promptbench.evaluate import evaluate, predict
 from promptbench.files import canonical, require_writable, write_atomic
+from promptbench.frozen import chunks
+from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
 from promptbench.records import Record, Seconds, read_record
 from promptbench.tokens import encode, readable
-from promptbench.train import CHECKPOINT, Progress, create, fit
+from promptbench.train import CHECKPOINT, Progress, autocast, create, fit
 from promptbench.trials import Trial
+from promptbench.views import Views, load_batches
 
 PROMPTS = "prompts.safetensors"
 
@@ -52,9 +55,11 @@ def execute(
     device: torch.device | None = None,
     workers: int = 0,
     cache: FeatureCache | None = None,
+    validate: bool = False,
 ) -> Outcome:
     """Run ``trials``, writing records under ``out``. A trial that fails by the user's mistake is reported
-    and the others go on: finished work is never lost. Raises UserError if ``out`` cannot be written.
+    and the others go on: finished work is never lost. ``validate``: write the accuracy on the few-shot
+    validation pictures into the metrics of every epoch. Raises UserError if ``out`` cannot be written.
     """
     require_writable(out)
     device = device or environment.default_device()
@@ -71,7 +76,7 @@ def execute(
             if key not in clips:
                 clips[key] = FrozenCLIP.load(*key, device=device, cache=cache)
             with environment.suitable_threads(device, clips[key].shape):
-                record = run_trial(trial, datasets, clips[key], folder, reporter, workers, fresh=force)
+                record = run_trial(trial, datasets, clips[key], folder, reporter, workers, force, validate)
         except UserError as error:
             outcome.failures.append((trial, error))
             reporter.fail(trial, error)
@@ -89,6 +94,7 @@ def run_trial(
     reporter: Reporter,
     workers: int = 0,
     fresh: bool = False,
+    validate: bool = False,
 ) -> Record:
     """Train, evaluate and record one trial in ``folder``; resumes from a checkpoint there unless ``fresh``.
 
@@ -109,27 +115,43 @@ def run_trial(
     counted = trainable_parameters(method)
     if counted != (formula := kind.parameter_count(settings, clip.shape, len(classes))):
         raise RuntimeError(f"{trial.method} trains {counted} parameters, its card says {formula}")
-    progress = Progress()
+    progress, change = Progress(), {}
     if kind.uses_shots:
         draw = (trial.shots, trial.seed, trial.train_classes)
+        items, held_out = dataset.few_shot(*draw), dataset.few_shot_val(*draw)
+
+        def measure() -> dict[str, float]:
+            if not (validate and held_out):
+                return {}
+            predicted = predict(method, dataset, classes, held_out, trial.precision, workers).tolist()
+            right = sum(label == item.label for label, item in zip(predicted, held_out, strict=True))
+            return {"val_accuracy": 100 * right / len(held_out)}
+
         progress = fit(
             method,
             dataset,
-            dataset.few_shot(*draw),
+            items,
             classes,
             trial.seed,
             folder,
             trial.precision,
             workers,
             reporter.epoch,
-            validation=dataset.few_shot_val(*draw),
+            validation=held_out,
+            measure=measure,
         )
+    method.eval()
     started = time.perf_counter()
     counts = [
         evaluate(method, datasets[e.dataset], e, trial.split, trial.limit, trial.precision, workers)
         for e in trial.evaluations
     ]
     evaluated = time.perf_counter() - started
+    if kind.uses_shots:
+        views, few = Views(**clip.preprocess), items[:SAMPLE]
+        images = next(load_batches(dataset, few, views, chunks(len(few)), None, clip.device))
+        with autocast(clip.device, trial.precision):
+            change = influence(method, classes, images)
     if method.state_dict():
         state = {key: value.cpu().contiguous() for key, value in method.state_dict().items()}
         # One key only: safetensors writes several in an order that changes from process to process.
@@ -153,6 +175,7 @@ def run_trial(
         ),
         peak_memory_bytes=memory.bytes(),
         environment=environment.describe(clip.device),
+        influence=change,
         labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
         notes=[*([f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else []), *strange],
     )

@@ -16,8 +16,20 @@ from promptbench.trials import Trial
 RECORD = "record.json"
 
 
+class Confused(BaseModel):
+    """``count`` test pictures of class ``true`` that were taken for ``predicted``; paths of up to three."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    true: str
+    predicted: str
+    count: int
+    pictures: list[str]
+
+
 class Counts(BaseModel):
-    """One evaluation: pictures answered correctly and in all, also by class name."""
+    """One evaluation: pictures answered correctly and in all, also by class name; ``confused``: the ten
+    most frequent mistakes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,6 +39,7 @@ class Counts(BaseModel):
     correct: int
     total: int
     per_class: dict[str, tuple[int, int]]
+    confused: list[Confused] = []
 
     @property
     def accuracy(self) -> float:
@@ -64,6 +77,8 @@ class Record(BaseModel):
     environment: dict[str, Any]
     #: what a reader must know about the data, such as "dtd: non-standard split"
     labels: list[str] = []
+    #: by tower, relative change of the read-out token after each block (promptbench.influence)
+    influence: dict[str, list[float]] = {}
     #: what else a reader of the figures must know, such as "taskres: no residual, so zero-shot text, for ..."
     notes: list[str] = []
 

@@ -125,10 +125,12 @@ def fit(
     workers: int = 0,
     report: Report = lambda progress, epochs: None,
     validation: Sequence[Item] = (),
+    measure: Callable[[], dict[str, float]] = dict,
 ) -> Progress:
     """Train ``method`` in place on ``items``; with a ``folder``, checkpoint there and resume from it.
 
-    ``validation``: few-shot validation pictures, for methods that choose something by them.
+    ``validation``: few-shot validation pictures, for methods that choose something by them. ``measure``:
+    called after every epoch; what it returns goes into the metrics and nowhere else.
 
     Raises UserError if the loss stops being a number, naming epoch, step and learning rate.
     """
@@ -204,7 +206,7 @@ def fit(
         _require_finite(values, parameters, method.name, epoch, lr)
         progress.epoch, progress.steps = epoch + 1, progress.steps + len(batches)
         progress.train_seconds += time.perf_counter() - started
-        progress.history.append({"epoch": epoch + 1, "lr": lr, "loss": values.mean().item()})
+        progress.history.append({"epoch": epoch + 1, "lr": lr, "loss": values.mean().item(), **measure()})
         if aggregation:
             sums = progress.aggregate or [torch.zeros_like(p) for p in parameters]
             added = zip(sums, parameters, strict=True)
