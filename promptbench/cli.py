@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that --help answers at once."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,55 @@ def run(
         trial, error = outcome.failures[0]
         more = f" ({len(outcome.failures)} trials failed)" if len(outcome.failures) > 1 else ""
         raise UserError(f"{trial.label}: {error}{more}")
+
+
+@app.command(
+    epilog=_examples(
+        "promptbench profile coop mmlop --reference",
+        "promptbench profile --backbone ViT-B-16-quickgelu --classes 50,500 --format csv",
+    )
+)
+def profile(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD...]", help="Default: five prompt methods."),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="See `promptbench ls backbones`.")] = "pocket",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Weights; without them random ones: speed does not depend on values.")
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Numbers of classes, such as 50,500.")] = "50,500",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 4,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Also the same step the official way, in turn, and the ratio.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each kind; the median counts.")] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: CUDA if any.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
+    ] = "auto",
+    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Measure a training step: seconds by part, memory, arithmetic, and the gain over the official way."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns about tensors from before
+    from promptbench import environment, weights
+    from promptbench.clip import FrozenCLIP
+    from promptbench.method import get_recipe
+    from promptbench.profiling import profile, render
+    from promptbench.train import resolve_precision
+
+    _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    _one_of("--format", format_, ("table", "csv", "json"))
+    counts = _numbers("--classes", classes, least=1)
+    recipes = [get_recipe(name) for name in methods or ("coop", "ivlp", "maple", "promptsrc", "mmlop")]
+    where = environment.default_device(device)
+    if pretrained is None and backbone != weights.POCKET:
+        clip = FrozenCLIP.untrained(backbone, where)
+    else:
+        clip = FrozenCLIP.load(backbone, pretrained, where)
+    with environment.suitable_threads(where, clip.shape):
+        costs = profile(recipes, clip, counts, batch, reference, repeats, resolve_precision(where, precision))
+    print(render(costs, format_, backbone), end="")
 
 
 @app.command(

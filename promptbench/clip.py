@@ -122,6 +122,12 @@ class FrozenCLIP:
             cache,
         )
 
+    @classmethod
+    def untrained(cls, name: str, device: torch.device | str = "cpu") -> "FrozenCLIP":
+        """A backbone with random weights, for measuring speed. Raises UserError for an unknown name."""
+        model, config = weights.untrained_model(name)
+        return cls(model, weights.shape_of(config), device=device)
+
     # ------------------------------------------------------------------ text
 
     def layout(self, rows: Sequence[Row], shared: bool = True) -> TextLayout:

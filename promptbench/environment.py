@@ -86,18 +86,18 @@ class PeakMemory:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def default_device() -> torch.device:
-    """CUDA if there is one, else the CPU; ``PROMPTBENCH_DEVICE`` decides otherwise.
+def default_device(asked: str | None = None) -> torch.device:
+    """The device ``asked`` for, or that of ``PROMPTBENCH_DEVICE``, or CUDA if there is one, else the CPU.
 
     Raises UserError if that names no device of this machine.
     """
-    name = os.environ.get("PROMPTBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = asked or os.environ.get("PROMPTBENCH_DEVICE")
+    what = f"--device {asked}" if asked else f"PROMPTBENCH_DEVICE={name}"
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(
-            f"PROMPTBENCH_DEVICE={name} names no device of this machine; use cpu, cuda or cuda:N."
-        ) from None
+        raise UserError(f"{what} names no device of this machine; use cpu, cuda or cuda:N.") from None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file
 
 POCKET = "pocket"
+_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")  # what of a configuration makes the towers
 _OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".bin")
 _STORAGES = {
@@ -278,6 +279,15 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
     return build_model(config, state, path.name), config, hash_file(path)
 
 
+def untrained_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """An open_clip CLIP in fp32 with open_clip's random initial weights, and its configuration."""
+    from open_clip.model import CLIP
+
+    config = backbone_config(name)
+    with torch.random.fork_rng(devices=[]):
+        return CLIP(**{key: config[key] for key in _PARTS if key in config}), config
+
+
 def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], what: str) -> torch.nn.Module:
     """An open_clip CLIP in fp32 holding exactly ``state``.
 
@@ -295,9 +305,8 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         state["token_embedding.weight"] = torch.zeros(vocabulary, rows.shape[1]).index_copy_(
             0, ids, rows.float()
         )
-    keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
     with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights; nobody else should notice
-        model = CLIP(**{key: config[key] for key in keys if key in config})
+        model = CLIP(**{key: config[key] for key in _PARTS if key in config})
     expected = model.state_dict()
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in expected]

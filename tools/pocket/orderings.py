@@ -19,6 +19,7 @@ from scipy import stats
 from promptbench.compare import harmonic_mean, load_frame
 
 ROOT = Path(__file__).parents[2]
+METHODS = ("zeroshot", "coop", "ivlp", "maple", "mmlop")
 #: (what the papers say, metric, the method that should be ahead (+1) or behind (-1) of the others)
 CLAIMS = (
     ("Deep prompting in both towers (IVLP) is highest on base classes", "base", "ivlp", 1),
@@ -33,6 +34,7 @@ Averages = dict[str, dict[str, np.ndarray]]  # method -> metric -> one value per
 def per_seed(out: Path) -> tuple[Averages, int]:
     """Averages over datasets, HM that of the averages; and the number of seeds."""
     table = load_frame(out)
+    table = table[table["method"].isin(METHODS)]
     seeds = sorted(set(table["seed"]) - {0})
     wide: Any = table.pivot_table(
         index=["method", "seed"], columns=["classes", "dataset"], values="accuracy", aggfunc="first"

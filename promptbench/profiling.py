@@ -1,0 +1,297 @@
+"""What a training step costs, and how much the exact savings save: `promptbench profile`.
+
+Speed does not depend on values, so random pictures serve, and random weights where none are at hand. The
+*reference* is the same step done the way the official repositories do it: prompts padded to the whole
+context, nothing shared between classes, features of a frozen image tower computed in every step. Both run
+in turn in one process, and the medians are compared.
+"""
+
+import gc
+import io
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from promptbench import cards, data
+from promptbench.clip import Classes, FrozenCLIP
+from promptbench.errors import UserError
+from promptbench.method import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
+from promptbench.train import autocast, create, make_optimizer
+from promptbench.trials import Precision
+from promptbench.views import Views
+
+SHOTS = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row: a method at a number of classes. Seconds are medians over steps.
+
+    ``text``/``image``: forward and backward of that tower alone, ``frozen``: the frozen image tower for a
+    batch of views (computed once per view and cached, so no part of the fast step), ``optimiser``: its
+    step, ``data``: decoding and transforming a batch of 500 x 375 JPEG pictures in this process.
+    ``gflop`` of the fast step; ``gemm_fraction`` of this machine's rate for large matrix products. Peak
+    bytes are those allocated in a step above the weights.
+    """
+
+    method: str
+    classes: int
+    batch: int
+    parameters: int
+    fast_seconds: float
+    text: float
+    image: float
+    frozen: float
+    optimiser: float
+    data: float
+    fast_peak_bytes: int
+    gflop: float
+    gemm_fraction: float
+    reference_seconds: float | None = None
+    ratio: float | None = None
+    reference_peak_bytes: int | None = None
+
+
+def profile(
+    recipes: Sequence[Recipe],
+    clip: FrozenCLIP,
+    n_classes: Sequence[int],
+    batch: int,
+    reference: bool = False,
+    repeats: int = 3,
+    precision: Precision = "fp32",
+) -> pd.DataFrame:
+    """One row per method and number of classes, columns as `Cost`.
+
+    Raises UserError for a method that takes no training steps.
+    """
+    rate = gemm_rate(clip.device)
+    rows = [
+        Step(recipe, clip, natural_names(n), batch, precision).cost(rate, reference, repeats)
+        for recipe in recipes
+        for n in n_classes
+    ]
+    return pd.DataFrame([asdict(row) for row in rows])
+
+
+def gemm_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating point operations per second of a large fp32 matrix product, the best of five."""
+    a = torch.randn(size, size, device=device)
+    return 2 * size**3 / min(_seconds(lambda: a @ a, device) for _ in range(5))
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def natural_names(n: int) -> Classes:
+    """``n`` names: those of the embedded suite, then pairs of them, so their lengths are natural ones."""
+    names = [name for one in cards.suite("pocket") for name in data.load(one).classnames]
+    pairs = (f"{a} {b}" for a, b in itertools.product(names, names) if a != b)
+    return Classes(tuple(itertools.islice(dict.fromkeys(itertools.chain(names, pairs)), n)))
+
+
+def render(costs: pd.DataFrame, style: str, backbone: str) -> str:
+    """The rows as "csv", "json" or a "table" for the terminal, in milliseconds and MB."""
+    if style == "csv":
+        return costs.to_csv(index=False)
+    if style == "json":
+        return costs.to_json(orient="records", indent=1) + "\n"
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
+    compared = costs["ratio"].notna().any()
+    table = Table(
+        title=f"One training step on {backbone}, ms", box=rich.box.SIMPLE_HEAD, title_justify="left"
+    )
+    left = ["method"]
+    right = ["classes", "batch", "step", "text", "image", "optimiser", "frozen*", "data*", "MB", "GFLOP"]
+    right += ["of matmul", "parameters", *(["official way", "MB", "ratio"] if compared else [])]
+    for name in left + right:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in costs.to_dict("records"):
+        parts = [row[key] for key in ("fast_seconds", "text", "image", "optimiser", "frozen", "data")]
+        cells = [row["method"], str(row["classes"]), str(row["batch"]), *(f"{1e3 * x:.1f}" for x in parts)]
+        cells += [f"{row['fast_peak_bytes'] / 1e6:.1f}", f"{row['gflop']:.2f}", f"{row['gemm_fraction']:.0%}"]
+        cells += [f"{row['parameters']:,}"]
+        if compared:
+            cells += [f"{1e3 * row['reference_seconds']:.1f}", f"{row['reference_peak_bytes'] / 1e6:.1f}"]
+            cells += [f"{row['ratio']:.2f}"]
+        table.add_row(*cells)
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(table)
+    console.print(
+        "* no part of the step: frozen features are computed once per view, pictures are decoded beside."
+    )
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class Step:
+    """A method with everything a training step of it needs."""
+
+    def __init__(
+        self, recipe: Recipe, clip: FrozenCLIP, classes: Classes, batch: int, precision: Precision
+    ) -> None:
+        settings = resolve_settings(recipe, "base2novel", SHOTS, "")
+        recipe.method.check(settings, clip.shape)
+        self.name, self.clip, self.classes, self.size = recipe.name, clip, classes, batch
+        self.precision: Precision = precision
+        self.method: Method = create(recipe.method, clip, settings, classes, seed=1)
+        device, e = clip.device, clip.shape.embed_dim
+        side = clip.preprocess["size"]
+        self.images = torch.randn(batch, 3, side, side, device=device)
+        self.labels = torch.arange(batch, device=device) % len(classes)
+        kept = torch.randn(SHOTS * len(classes), e, device=device)
+        known = torch.arange(len(classes), device=device).repeat_interleave(SHOTS)
+        self.method.before_training(Shots(known, classes, lambda draw: kept, lambda: None))
+        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
+        if not self.parameters or not (settings.epochs or settings.steps):
+            raise UserError(f"{recipe.name} takes no training steps, so there is nothing to profile.")
+        self.optimizer = make_optimizer(settings, self.parameters)
+        self.method.train()
+
+    def frozen(self) -> Tensor:
+        with torch.no_grad():
+            return self.clip.image_features(self.images).float()
+
+    def batch(self, frozen: Tensor | None) -> Batch:
+        needs = self.method.needs_frozen
+        images = self.images if self.method.needs_images else None
+        return Batch(self.labels, images, frozen if needs else None)
+
+    def run(self, frozen: Tensor | None) -> Tensor:
+        """One step and its loss; without ``frozen`` features of the views they are computed in it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.clip.device, self.precision):
+            if frozen is None and self.method.needs_frozen:
+                frozen = self.frozen()
+            loss = self.method.loss(self.batch(frozen), self.classes)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def run_reference(self) -> Tensor:
+        """The same step the official way."""
+        self.clip.reference = True
+        try:
+            return self.run(None)
+        finally:
+            self.clip.reference = False
+
+    def cost(self, rate: float, reference: bool, repeats: int) -> Cost:
+        """Fast and reference steps in turn after one of each to warm up, then the parts."""
+        kept, device = self.frozen(), self.clip.device
+        runs = [lambda: self.run(kept), *([self.run_reference] if reference else [])]
+        for run in runs:
+            run()
+        times = [[_seconds(run, device) for run in runs] for _ in range(repeats)]
+        seconds = [statistics.median(column) for column in zip(*times, strict=True)]
+        peaks = [_peak_bytes(run, device) for run in runs]
+        gflop = _gflop(runs[0])
+
+        def part(run: Callable[[], object]) -> float:
+            run()
+            return statistics.median(_seconds(run, device) for _ in range(repeats))
+
+        trains = self.method.trains
+        return Cost(
+            method=self.name,
+            classes=len(self.classes),
+            batch=self.size,
+            parameters=trainable_parameters(self.method),
+            fast_seconds=seconds[0],
+            text=part(self.text) if "text" in trains else 0.0,
+            image=part(self.image) if self.method.needs_images else 0.0,
+            frozen=part(self.frozen) if self.method.needs_frozen else 0.0,
+            optimiser=part(self.optimizer.step),
+            data=_data_seconds(self.clip, self.size),
+            fast_peak_bytes=peaks[0],
+            gflop=gflop,
+            gemm_fraction=1e9 * gflop / seconds[0] / rate,
+            reference_seconds=seconds[1] if reference else None,
+            ratio=seconds[1] / seconds[0] if reference else None,
+            reference_peak_bytes=peaks[1] if reference else None,
+        )
+
+    def text(self) -> None:
+        """The text tower of a step alone, forward and backward."""
+        with autocast(self.clip.device, self.precision):
+            image = F.normalize(torch.ones(self.size, self.clip.shape.embed_dim, device=self.clip.device))
+            out = self.method.text_for(image, self.classes)
+        self._backward(out)
+
+    def image(self) -> None:
+        """The image tower of a step alone, forward and backward."""
+        with autocast(self.clip.device, self.precision):
+            out = self.clip.image_features(self.images, self.method.prompts())
+        self._backward(out)
+
+    def _backward(self, out: Tensor) -> None:
+        if out.requires_grad:
+            out.sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _gflop(run: Callable[[], object]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors alive at once during ``run``, above those alive before."""
+    gc.collect()
+    if device.type == "cuda":
+        _wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell the terminal about every start and stop
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    with record(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    results: Any = seen.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return max(itertools.accumulate((e.nbytes() for e in events), initial=0))
+
+
+def _data_seconds(clip: FrozenCLIP, batch: int) -> float:
+    """Seconds to decode and transform ``batch`` JPEG pictures of 500 x 375, as in a training step."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG")
+    views = Views(**clip.preprocess)
+    started = time.perf_counter()
+    for number in range(batch):
+        image = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+        views.train(image, 1, 0, str(number)).to(clip.device)
+    _wait(clip.device)
+    return time.perf_counter() - started
