@@ -76,11 +76,12 @@ def profile(
 
     Raises UserError for a method that takes no training steps.
     """
-    rate = gemm_rate(clip.device)
+    rate, decoding = gemm_rate(clip.device), _data_seconds(clip, batch)
+    spaces = [natural_names(n) for n in n_classes]
     rows = [
-        Step(recipe, clip, natural_names(n), batch, precision).cost(rate, reference, repeats)
+        Step(recipe, clip, classes, batch, precision).cost(rate, decoding, reference, repeats)
         for recipe in recipes
-        for n in n_classes
+        for classes in spaces
     ]
     return pd.DataFrame([asdict(row) for row in rows])
 
@@ -199,7 +200,7 @@ class Step:
         finally:
             self.clip.reference = False
 
-    def cost(self, rate: float, reference: bool, repeats: int) -> Cost:
+    def cost(self, rate: float, decoding: float, reference: bool, repeats: int) -> Cost:
         """Fast and reference steps in turn after one of each to warm up, then the parts."""
         kept, device = self.frozen(), self.clip.device
         runs = [lambda: self.run(kept), *([self.run_reference] if reference else [])]
@@ -225,7 +226,7 @@ class Step:
             image=part(self.image) if self.method.needs_images else 0.0,
             frozen=part(self.frozen) if self.method.needs_frozen else 0.0,
             optimiser=part(self.optimizer.step),
-            data=_data_seconds(self.clip, self.size),
+            data=decoding,
             fast_peak_bytes=peaks[0],
             gflop=gflop,
             gemm_fraction=1e9 * gflop / seconds[0] / rate,

@@ -23,7 +23,6 @@ from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file
 
 POCKET = "pocket"
-_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")  # what of a configuration makes the towers
 _OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".bin")
 _STORAGES = {
@@ -281,11 +280,16 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
 
 def untrained_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     """An open_clip CLIP in fp32 with open_clip's random initial weights, and its configuration."""
+    config = backbone_config(name)
+    return _new_model(config), config
+
+
+def _new_model(config: Mapping[str, Any]) -> torch.nn.Module:
     from open_clip.model import CLIP
 
-    config = backbone_config(name)
-    with torch.random.fork_rng(devices=[]):
-        return CLIP(**{key: config[key] for key in _PARTS if key in config}), config
+    keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+    with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights; nobody else should notice
+        return CLIP(**{key: config[key] for key in keys if key in config})
 
 
 def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], what: str) -> torch.nn.Module:
@@ -294,8 +298,6 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
     A pruned token table (``token_embedding.ids`` [n] and ``.rows`` [n, d]) is unfolded; tokens outside
     it get a zero row. Raises UserError naming missing, unexpected or wrongly shaped arrays of ``what``.
     """
-    from open_clip.model import CLIP
-
     state = dict(state)
     if "token_embedding.ids" in state and "token_embedding.rows" in state:
         ids, rows = state.pop("token_embedding.ids").long(), state.pop("token_embedding.rows")
@@ -305,8 +307,7 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         state["token_embedding.weight"] = torch.zeros(vocabulary, rows.shape[1]).index_copy_(
             0, ids, rows.float()
         )
-    with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights; nobody else should notice
-        model = CLIP(**{key: config[key] for key in _PARTS if key in config})
+    model = _new_model(config)
     expected = model.state_dict()
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in expected]

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from promptbench.cli import app
 from promptbench.clip import FrozenCLIP
+from promptbench.errors import UserError
 from promptbench.method import get_recipe, methods
 from promptbench.profiling import Step, gemm_rate, natural_names
 from tests.conftest import close
@@ -63,8 +64,6 @@ def test_a_large_product_is_no_slower_than_it_is() -> None:
     assert gemm_rate(torch.device("cpu"), size=256) > 1e8
 
 
-def test_what_trains_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    from promptbench.errors import UserError
-
+def test_what_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="zeroshot takes no training steps"):
         CliRunner().invoke(app, ["profile", "zeroshot", "--classes", "2"], catch_exceptions=False)
