@@ -149,7 +149,9 @@ def run_trial(
     evaluated = time.perf_counter() - started
     if kind.uses_shots:
         views, few = Views(**clip.preprocess), items[:SAMPLE]
-        images = next(load_batches(dataset, few, views, chunks(len(few)), None, clip.device))
+        images = None  # read only where the image tower is changed
+        if method.needs_images:
+            images = next(load_batches(dataset, few, views, chunks(len(few)), None, clip.device))
         with autocast(clip.device, trial.precision):
             change = influence(method, classes, images)
     if method.state_dict():

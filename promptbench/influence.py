@@ -20,10 +20,11 @@ SAMPLE = 64  # classes and pictures are enough for a mean
 
 
 @torch.no_grad()
-def influence(method: Method, classes: Classes, images: Tensor) -> dict[str, list[float]]:
+def influence(method: Method, classes: Classes, images: Tensor | None) -> dict[str, list[float]]:
     """Relative change after each block, by tower, of what ``method.prompts()`` puts into that tower.
 
-    ``images`` [B, 3, H, W] serve the vision tower. Methods that leave a tower alone have no entry for it.
+    ``images`` [B, 3, H, W] serve the vision tower, None where it is left alone. A tower left alone has no
+    entry.
     """
     clip, prompts = method.clip, method.prompts()
     few = replace(classes, names=classes.names[:SAMPLE])
@@ -31,7 +32,7 @@ def influence(method: Method, classes: Classes, images: Tensor) -> dict[str, lis
     if prompts.text or prompts.text_hook:
         plain = clip.layout(template_rows(few.names, few.template))
         found["text"] = _change(_text(clip, method.layout(few), prompts), _text(clip, plain, Prompts()))
-    if prompts.vision or prompts.vision_hook:
+    if images is not None and (prompts.vision or prompts.vision_hook):
         found["vision"] = _change(_vision(clip, images, prompts), _vision(clip, images, Prompts()))
     return found
 
