@@ -365,6 +365,45 @@ def data_import_draw(
     print(f"wrote {path}: {len(train)} training pictures, {same}")
 
 
+cache_app = typer.Typer(no_args_is_help=True, help="Frozen features kept on disk (PROMPTBENCH_CACHE).")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls", epilog=_examples("promptbench cache ls"))
+def cache_ls() -> None:
+    """What is kept, by backbone and dataset, and how much of the bound (PROMPTBENCH_CACHE_GB) it takes."""
+    import time
+    from collections import defaultdict
+
+    from promptbench.cache import FeatureCache, default_folder
+
+    cache = FeatureCache(default_folder())
+    groups = defaultdict(list)
+    for entry in cache.entries():
+        of = entry.about.get("dataset") or [""]
+        kind = "training views" if entry.about.get("draw") else entry.about.get("what", "?")
+        groups[entry.about.get("weights", "?")[:8], kind, of[0]].append(entry)
+    rows = []
+    for (weights, kind, dataset), entries in sorted(groups.items()):
+        rows.append({"weights": weights, "features": kind, "dataset": dataset, "files": str(len(entries))})
+        rows[-1]["MB"] = f"{sum(entry.size for entry in entries) / 1e6:.1f}"
+        latest = time.localtime(max(entry.used for entry in entries))
+        rows[-1]["last used"] = time.strftime("%Y-%m-%d %H:%M", latest)
+    if rows:
+        _print_rows(rows)
+    total = sum(entry.size for group in groups.values() for entry in group)
+    print(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.bound / 1e6:,.0f} MB")
+
+
+@cache_app.command("clear", epilog=_examples("promptbench cache clear"))
+def cache_clear() -> None:
+    """Delete all kept features; they are computed anew when needed."""
+    from promptbench.cache import FeatureCache, default_folder
+
+    files, size = FeatureCache(default_folder()).clear()
+    print(f"deleted {files} files, {size / 1e6:.1f} MB")
+
+
 @app.command(
     epilog=_examples("promptbench verify --out results", "promptbench verify --benchmark crossdataset")
 )
