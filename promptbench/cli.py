@@ -121,7 +121,18 @@ def run(
     precision: Annotated[
         str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode pictures.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode pictures, for each trial at work.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            envvar="PROMPTBENCH_JOBS",
+            help="Trials at once; default: one per GPU, on the CPU one per core for a very small backbone.",
+        ),
+    ] = None,
+    per_gpu: Annotated[int, typer.Option(min=1, help="Trials at once on each GPU.")] = 1,
     out: Out = Path("results"),
     limit: Annotated[
         int | None,
@@ -140,9 +151,11 @@ def run(
     from promptbench.cache import FeatureCache, default_folder
     from promptbench.data import with_draws
     from promptbench.execute import execute
+    from promptbench.local import default_jobs
     from promptbench.progress import make_reporter
     from promptbench.train import resolve_precision
     from promptbench.trials import PRESETS, get_benchmark, plan
+    from promptbench.weights import backbone_shape
 
     _one_of("--split", split, ("train", "val", "test"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
@@ -179,12 +192,13 @@ def run(
     if dry_run:
         _show_plan(trials, datasets, out)
         return
+    if jobs is None:
+        jobs = default_jobs(device, backbone_shape(backbone), per_gpu)
     if workers is None:
-        workers = min(8, environment.cpu_count() - 1) if device.type == "cuda" else 0
+        workers = min(8, (environment.cpu_count() - 1) // jobs) if device.type == "cuda" else 0
     with make_reporter(trials) as reporter, _interruptible(trials, out):
-        outcome = execute(
-            trials, datasets, out, reporter, force, device, workers, FeatureCache(default_folder()), validate
-        )
+        cache = FeatureCache(default_folder())
+        outcome = execute(trials, datasets, out, reporter, force, device, workers, cache, validate, jobs)
     if outcome.records:
         from promptbench.compare import frame, render, summarise
 

@@ -100,15 +100,20 @@ def default_device(asked: str | None = None) -> torch.device:
         raise UserError(f"{what} names no device of this machine; use cpu, cuda or cuda:N.") from None
 
 
-@contextmanager
-def suitable_threads(device: torch.device, shape: Shape) -> Iterator[None]:
-    """One thread while a very small backbone runs on the CPU.
+def one_thread(device: torch.device, shape: Shape) -> bool:
+    """Whether a very small backbone runs on the CPU.
 
     There a second thread gains nothing and loses much as soon as another program wants its core; and one
     thread gives the same bits whatever the machine's number of cores. Larger backbones use all threads.
     """
+    return device.type == "cpu" and shape.vision_width <= 256
+
+
+@contextmanager
+def suitable_threads(device: torch.device, shape: Shape) -> Iterator[None]:
+    """`one_thread` where that is best, all that are set otherwise."""
     before = torch.get_num_threads()
-    if device.type == "cpu" and shape.vision_width <= 256:
+    if one_thread(device, shape):
         torch.set_num_threads(1)
     try:
         yield

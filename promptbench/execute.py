@@ -1,11 +1,14 @@
-"""Run trials one after another: skip what is done, resume what was cut off, record what finishes."""
+"""Run trials: skip what is done, resume what was cut off, record what finishes, each by one process."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import filelock
 import torch
 import yaml
 from safetensors.torch import save
@@ -20,20 +23,24 @@ from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.frozen import chunks
 from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
-from promptbench.records import Record, Seconds, read_record
+from promptbench.records import RECORD, Record, Seconds, read_record
 from promptbench.tokens import encode, readable
-from promptbench.train import CHECKPOINT, Progress, autocast, create, fit
+from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit
 from promptbench.trials import Trial
 from promptbench.views import Views, load_batches
 
 PROMPTS = "prompts.safetensors"
+CLAIMS = ".claims"  # folder of locks: who is at which trial
+
+Identity = tuple[int, int]
 
 
 class Reporter(Protocol):
-    """Who is told how far the work is."""
+    """Who is told how far the work is. Several trials may run at once."""
 
     def start(self, trial: Trial, number: int, total: int) -> None: ...
-    def epoch(self, progress: Progress, epochs: int) -> None: ...
+    def wait(self, trial: Trial) -> None: ...
+    def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None: ...
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None: ...
     def fail(self, trial: Trial, error: UserError) -> None: ...
 
@@ -46,6 +53,75 @@ class Outcome:
     failures: list[tuple[Trial, UserError]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a command share. ``replace``: identities (see `identity`) of the records that are
+    to be made anew, by hash of the trial. ``validate``: write the accuracy on the few-shot validation
+    pictures into the metrics of every epoch."""
+
+    datasets: Mapping[str, Dataset]
+    out: Path
+    device: torch.device
+    workers: int = 0
+    cache: FeatureCache | None = None
+    validate: bool = False
+    replace: Mapping[str, Identity] = field(default_factory=dict)
+
+
+class Worker:
+    """Runs trials of a job one at a time, each backbone loaded once."""
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job, self.reporter = job, reporter
+        self.clips: dict[Any, FrozenCLIP] = {}
+
+    def attempt(self, trial: Trial, number: int, total: int, block: bool) -> Record | UserError | None:
+        """The record of a trial: of an earlier run, or of this one. The error if it fails by the user's
+        mistake. None if another process is at it; with ``block`` its end is waited for."""
+        if block:
+            self.reporter.wait(trial)
+        with claim(self.job.out, trial, block) as mine:
+            if not mine:
+                return None
+            return self.done(trial) or self._run(trial, number, total)
+
+    def done(self, trial: Trial) -> Record | None:
+        """The record of a trial that nothing is left to do for."""
+        folder = trial.folder(self.job.out)
+        old = self.job.replace.get(trial.hash)
+        if old is not None and old == identity(folder):
+            return None
+        done = read_record(folder)
+        if done is None or done.hash != trial.hash:
+            return None
+        self.reporter.finish(trial, done, skipped=True)
+        return done
+
+    def _run(self, trial: Trial, number: int, total: int) -> Record | UserError:
+        job, key = self.job, (trial.backbone, trial.pretrained)
+        self.reporter.start(trial, number, total)
+        try:
+            if key not in self.clips:
+                self.clips[key] = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
+            clip, fresh = self.clips[key], trial.hash in job.replace
+            with environment.suitable_threads(job.device, clip.shape):
+                record = run_trial(
+                    trial,
+                    job.datasets,
+                    clip,
+                    trial.folder(job.out),
+                    partial(self.reporter.epoch, trial),
+                    job.workers,
+                    fresh,
+                    job.validate,
+                )
+        except UserError as error:
+            self.reporter.fail(trial, error)
+            return error
+        self.reporter.finish(trial, record, skipped=False)
+        return record
+
+
 def execute(
     trials: Sequence[Trial],
     datasets: Mapping[str, Dataset],
@@ -56,34 +132,75 @@ def execute(
     workers: int = 0,
     cache: FeatureCache | None = None,
     validate: bool = False,
+    jobs: int = 1,
 ) -> Outcome:
-    """Run ``trials``, writing records under ``out``. A trial that fails by the user's mistake is reported
-    and the others go on: finished work is never lost. ``validate``: write the accuracy on the few-shot
-    validation pictures into the metrics of every epoch. Raises UserError if ``out`` cannot be written.
+    """Run ``trials``, writing records under ``out``, ``jobs`` at a time (more than one: each in a process of
+    its own, see `promptbench.local`). A trial that fails by the user's mistake is reported and the others go
+    on: finished work is never lost. Other commands may work on the same folder: a trial that one of them is
+    at is left to it, and waited for in the end.
+
+    ``force``: also trials that have a record. Raises UserError if ``out`` cannot be written.
     """
     require_writable(out)
     device = device or environment.default_device()
-    outcome, clips = Outcome(), {}
-    for number, trial in enumerate(trials, 1):
-        folder = trial.folder(out)
-        if not force and (done := read_record(folder)) and done.hash == trial.hash:
-            outcome.records.append(done)
-            reporter.finish(trial, done, skipped=True)
-            continue
-        reporter.start(trial, number, len(trials))
-        key = (trial.backbone, trial.pretrained)
-        try:
-            if key not in clips:
-                clips[key] = FrozenCLIP.load(*key, device=device, cache=cache)
-            with environment.suitable_threads(device, clips[key].shape):
-                record = run_trial(trial, datasets, clips[key], folder, reporter, workers, force, validate)
-        except UserError as error:
-            outcome.failures.append((trial, error))
-            reporter.fail(trial, error)
-            continue
-        outcome.records.append(record)
-        reporter.finish(trial, record, skipped=False)
+    old = {trial.hash: identity(trial.folder(out)) for trial in trials} if force else {}
+    replace = {hash_: one for hash_, one in old.items() if one is not None}
+    job = Job(datasets, out, device, workers, cache, validate, replace)
+    worker, results = Worker(job, reporter), dict[int, Record | UserError]()
+    for i, trial in enumerate(trials):
+        if (done := worker.done(trial)) is not None:
+            results[i] = done
+    left = [i for i in range(len(trials)) if i not in results]
+    if min(jobs, len(left)) > 1:
+        from promptbench.local import run_parallel
+
+        results |= run_parallel(trials, left, job, reporter, jobs)
+    else:
+        for block in (False, True):
+            for i in left:
+                if i not in results and (result := worker.attempt(trials[i], i + 1, len(trials), block)):
+                    results[i] = result
+    outcome = Outcome()
+    for i, trial in enumerate(trials):
+        result = results[i]
+        if isinstance(result, UserError):
+            outcome.failures.append((trial, result))
+        else:
+            outcome.records.append(result)
     return outcome
+
+
+def identity(folder: Path) -> Identity | None:
+    """Which file the record of a trial's folder is, whatever the clock says; None if there is none."""
+    try:
+        seen = (folder / RECORD).stat()
+    except OSError:
+        return None
+    return seen.st_ino, seen.st_mtime_ns
+
+
+@contextmanager
+def claim(out: Path, trial: Trial, block: bool = False) -> Iterator[bool]:
+    """The right to run a trial in ``out``: False if another process has it; ``block`` waits for it.
+
+    A process that dies gives it back. Where a file system knows no locks it is granted to all, and two
+    commands may do the same work twice; records stay whole.
+    """
+    path = out / CLAIMS / f"{trial.hash}.lock"
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        lock.acquire(blocking=block, poll_interval=0.2)
+    except filelock.Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError):
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def run_trial(
@@ -91,7 +208,7 @@ def run_trial(
     datasets: Mapping[str, Dataset],
     clip: FrozenCLIP,
     folder: Path,
-    reporter: Reporter,
+    report: Report,
     workers: int = 0,
     fresh: bool = False,
     validate: bool = False,
@@ -136,7 +253,7 @@ def run_trial(
             folder,
             trial.precision,
             workers,
-            reporter.epoch,
+            report,
             validation=held_out,
             measure=measure,
         )

@@ -26,6 +26,9 @@ def _result(record: Record) -> str:
 class PlainReporter:
     """One line per event, for logs and pipes."""
 
+    def __init__(self) -> None:
+        self.running: set[str] = set()  # hashes of the trials that are at work
+
     def __enter__(self) -> "PlainReporter":
         return self
 
@@ -36,30 +39,38 @@ class PlainReporter:
         print(line, file=sys.stderr, flush=True)
 
     def start(self, trial: Trial, number: int, total: int) -> None:
+        self.running.add(trial.hash)
         self._print(f"[{number}/{total}] {trial.label}")
 
-    def epoch(self, progress: Progress, epochs: int) -> None:
+    def wait(self, trial: Trial) -> None:
+        self._print(f"  another command is at {trial.label}: waiting for it")
+
+    def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
         last = progress.history[-1]
+        which = f"{trial.label}: " if len(self.running) > 1 else ""
         self._print(
-            f"  epoch {progress.epoch}/{epochs}  loss {last['loss']:.4f}  lr {last['lr']:.2e}  "
+            f"  {which}epoch {progress.epoch}/{epochs}  loss {last['loss']:.4f}  lr {last['lr']:.2e}  "
             f"{progress.train_seconds + progress.frozen_seconds:.1f} s"
         )
 
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
+        self.running.discard(trial.hash)
         done = "already done" if skipped else "done"
         self._print(f"  {done}: {trial.label}: {_result(record)}{'' if skipped else _pace(record)}")
 
     def fail(self, trial: Trial, error: UserError) -> None:
+        self.running.discard(trial.hash)
         self._print(f"  failed: {trial.label}: {error}")
 
 
 class RichReporter(PlainReporter):
-    """Two bars: the epochs of all trials, and those of the current one, with the time left."""
+    """A bar for the epochs of all trials, with the time left, and one for each trial that is at work."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         from rich import progress
         from rich.console import Console
 
+        super().__init__()
         self.bars = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -71,9 +82,10 @@ class RichReporter(PlainReporter):
             console=Console(stderr=True),
             transient=True,
         )
-        self.before = 0  # epochs of the trials that are over
+        self.total = len(trials)
+        self.over = 0  # trials that are over
         self.all = self.bars.add_task("all trials", total=sum(map(_epochs, trials)))
-        self.one = self.bars.add_task("", total=None, visible=False)
+        self.tasks: dict[str, Any] = {}  # bar and epochs so far, by hash of the trial
 
     def __enter__(self) -> "RichReporter":
         self.bars.start()
@@ -86,12 +98,15 @@ class RichReporter(PlainReporter):
         self.bars.console.print(line, markup=False, highlight=False)
 
     def start(self, trial: Trial, number: int, total: int) -> None:
-        self.bars.update(self.all, description=f"trial {number} of {total}")
-        self.bars.reset(self.one, description=trial.label, visible=True, total=_epochs(trial))
+        self.running.add(trial.hash)
+        if trial.hash not in self.tasks:  # it may start again where its worker died
+            self.tasks[trial.hash] = self.bars.add_task(trial.label, total=_epochs(trial)), 0
 
-    def epoch(self, progress: Progress, epochs: int) -> None:
-        self.bars.update(self.one, completed=progress.epoch)
-        self.bars.update(self.all, completed=self.before + progress.epoch)
+    def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
+        task, before = self.tasks[trial.hash]
+        self.tasks[trial.hash] = task, progress.epoch
+        self.bars.update(task, completed=progress.epoch)
+        self.bars.advance(self.all, progress.epoch - before)
 
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
         self._over(trial)
@@ -102,8 +117,12 @@ class RichReporter(PlainReporter):
         super().fail(trial, error)
 
     def _over(self, trial: Trial) -> None:
-        self.before += _epochs(trial)
-        self.bars.update(self.all, completed=self.before)
+        task, before = self.tasks.pop(trial.hash, (None, 0))
+        if task is not None:
+            self.bars.remove_task(task)
+        self.over += 1
+        self.bars.update(self.all, description=f"{self.over} of {self.total} trials")
+        self.bars.advance(self.all, _epochs(trial) - before)
 
 
 def _pace(record: Record) -> str:

@@ -28,6 +28,7 @@ torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PROMPTBENCH_JOBS", "1")  # starting worker processes takes seconds
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,171 @@
+"""Several trials at once on one machine, each in a worker process of its own.
+
+On CUDA the workers take the GPUs in turn; on the CPU they share the cores. A worker that dies (out of
+memory, killed) takes the pool with it: a new one goes on, its trials from their checkpoints.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from promptbench import environment
+from promptbench.errors import UserError
+from promptbench.execute import Job, Reporter, Worker
+from promptbench.memory import free_memory
+from promptbench.records import Record
+from promptbench.train import Progress
+from promptbench.trials import Trial
+from promptbench.weights import Shape
+
+ATTEMPTS = 3  # so often may the pool die while a trial is running
+_WORKER_BYTES = 2 << 30  # a worker with a small backbone: libraries, and the activations of a step
+
+_worker: Worker  # of this process, if it is a worker
+
+
+def default_jobs(device: torch.device, shape: Shape, per_gpu: int = 1) -> int:
+    """Trials to run at once: ``per_gpu`` for each GPU; on the CPU as many as there are cores (and memory) for
+    a very small backbone, which uses one core, and one for others, which use them all."""
+    if device.type == "cuda":
+        return per_gpu * len(_devices(device))
+    if not environment.one_thread(device, shape):
+        return 1
+    return max(1, min(environment.cpu_count(), free_memory(device) // _WORKER_BYTES))
+
+
+def _devices(device: torch.device) -> list[torch.device]:
+    """All GPUs, or the one that was asked for."""
+    if device.type != "cuda" or os.environ.get("PROMPTBENCH_DEVICE"):
+        return [device]
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+
+
+def _context() -> Any:
+    """How workers are made. A fork of this process could not use CUDA; a fork of a server process that has
+    the libraries loaded, and nothing else, starts at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def run_parallel(
+    trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter, jobs: int
+) -> dict[int, Record | UserError]:
+    """Results of the trials ``left`` by index. One that is running when workers die for the third time
+    fails."""
+    results: dict[int, Record | UserError] = {}
+    deaths = [0] * len(trials)
+    while remaining := [i for i in left if i not in results]:
+        running: set[int] = set()
+        try:
+            for i, result in _run_pool(trials, remaining, job, reporter, jobs, running):
+                results[i] = result
+        except BrokenProcessPool:
+            for i in running - set(results):
+                deaths[i] += 1
+                if deaths[i] == ATTEMPTS:
+                    results[i] = error = UserError(
+                        f"the worker process died {ATTEMPTS} times, perhaps for want of memory; run fewer at "
+                        "once (--jobs 1)."
+                    )
+                    reporter.fail(trials[i], error)
+    return results
+
+
+def _run_pool(
+    trials: Sequence[Trial],
+    left: Sequence[int],
+    job: Job,
+    reporter: Reporter,
+    jobs: int,
+    running: set[int],
+) -> Iterator[tuple[int, Record | UserError]]:
+    """Results as they come; ``running`` holds the trials that are in some worker's hands."""
+    others = set(multiprocessing.active_children())
+    context = _context()
+    events, devices = context.Queue(), context.Queue()
+    jobs, found = min(jobs, len(left)), _devices(job.device)
+    for i in range(jobs):
+        devices.put(str(found[i % len(found)]))
+
+    def tell() -> None:
+        """Pass on what the workers said."""
+        while True:
+            try:
+                name, i, rest = events.get(timeout=0.01)
+            except queue.Empty:
+                return
+            if name == "start":
+                running.add(i)
+            getattr(reporter, name)(trials[i], *rest)
+
+    threads = max(1, environment.cpu_count() // jobs)
+    pool = ProcessPoolExecutor(jobs, context, _start, (job, events, devices, threads))
+    try:
+        at: dict[Future[Record | UserError | None], int] = {
+            pool.submit(_attempt, trials[i], i, len(trials), False): i for i in left
+        }
+        while at:
+            finished, _ = wait(at, timeout=0.1, return_when=FIRST_COMPLETED)
+            tell()
+            for future in finished:
+                i = at.pop(future)
+                result = future.result()
+                if result is None:  # another command is at it: once more when all else is done
+                    at[pool.submit(_attempt, trials[i], i, len(trials), True)] = i
+                    continue
+                running.discard(i)
+                yield i, result
+        pool.shutdown()
+        tell()
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # after Ctrl-C: no worker outlives the command
+
+
+class _Messenger:
+    """The reporter of a worker: everything goes to the parent's."""
+
+    def __init__(self, events: Any) -> None:
+        self.events, self.index = events, 0
+
+    def start(self, trial: Trial, number: int, total: int) -> None:
+        self.events.put(("start", self.index, (number, total)))
+
+    def wait(self, trial: Trial) -> None:
+        self.events.put(("wait", self.index, ()))
+
+    def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
+        self.events.put(("epoch", self.index, (replace(progress, aggregate=[]), epochs)))
+
+    def finish(self, trial: Trial, record: Record, skipped: bool) -> None:
+        self.events.put(("finish", self.index, (record, skipped)))
+
+    def fail(self, trial: Trial, error: UserError) -> None:
+        self.events.put(("fail", self.index, (error,)))
+
+
+def _start(job: Job, events: Any, devices: Any, threads: int) -> None:
+    """In a new worker process."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    torch.set_num_threads(threads)
+    _worker = Worker(replace(job, device=torch.device(devices.get())), _Messenger(events))
+
+
+def _attempt(trial: Trial, index: int, total: int, block: bool) -> Record | UserError | None:
+    """In a worker process."""
+    messenger = _worker.reporter
+    assert isinstance(messenger, _Messenger)
+    messenger.index = index
+    return _worker.attempt(trial, index + 1, total, block)

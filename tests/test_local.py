@@ -1,0 +1,136 @@
+"""Several trials at once: the same records as one after another, each made once, whoever dies."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptbench import data
+from promptbench.errors import UserError
+from promptbench.execute import claim, execute
+from promptbench.local import default_jobs
+from promptbench.method import get_method
+from promptbench.progress import PlainReporter, RichReporter
+from promptbench.records import Record, read_records
+from promptbench.trials import BENCHMARKS, Trial, plan
+from promptbench.weights import backbone_shape
+
+
+@pytest.fixture
+def trials(colours: data.Dataset) -> list[Trial]:
+    kinds = [get_method("zeroshot"), get_method("coop")]
+    return plan(BENCHMARKS["base2novel"], kinds, [colours], seeds=(1, 2, 3), shots=[4], epochs=1)
+
+
+def same(record: Record) -> dict[str, Any]:
+    """A record without what may differ between equal runs."""
+    return record.model_dump(exclude={"seconds", "peak_memory_bytes", "environment"})
+
+
+class Killer(PlainReporter):
+    """Kills every worker as soon as one has started a trial, ``times`` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def start(self, trial: Trial, number: int, total: int) -> None:
+        super().start(trial, number, total)
+        if self.times:
+            self.times -= 1
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+
+
+def test_two_workers_make_the_same_records(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they are killed in between, and told on bars as well as in lines."""
+    known = {colours.name: colours}
+    expected = execute(trials, known, tmp_path / "one", PlainReporter()).records
+    with RichReporter(trials) as reporter:
+        together = execute(trials, known, tmp_path / "two", reporter, jobs=2).records
+    killed = execute(trials, known, tmp_path / "killed", Killer(1), jobs=2).records
+    assert [same(r) for r in together] == [same(r) for r in expected]
+    assert [same(r) for r in killed] == [same(r) for r in expected]
+    records, broken = read_records(tmp_path / "killed")
+    assert len(records) == len(trials)
+    assert not broken
+    capsys.readouterr()
+    again = execute(trials, known, tmp_path / "two", PlainReporter(), jobs=2).records
+    assert again == together
+    assert capsys.readouterr().err.count("already done") == len(trials)
+
+
+def test_a_trial_that_kills_its_workers_fails(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptbench.local.ATTEMPTS", 2)
+    outcome = execute(trials[1:3], {colours.name: colours}, tmp_path, Killer(99), jobs=2)
+    assert not outcome.records
+    assert all("died 2 times" in str(error) for _, error in outcome.failures)
+    assert len(outcome.failures) == 2
+
+
+def test_a_failing_trial_leaves_the_others(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path
+) -> None:
+    bad = trials[1].model_copy(update={"pretrained": str(tmp_path / "nothing.safetensors")})
+    outcome = execute([trials[0], bad], {colours.name: colours}, tmp_path, PlainReporter(), jobs=2)
+    assert [r.hash for r in outcome.records] == [trials[0].hash]
+    ((trial, error),) = outcome.failures
+    assert trial == bad
+    assert isinstance(error, UserError)
+
+
+def test_a_claimed_trial_is_left_to_its_owner(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other command comes to the claimed trial last and finds it done."""
+    known, (mine, other) = {colours.name: colours}, trials[1:3]
+    with claim(tmp_path, mine) as granted, claim(tmp_path, mine) as twice:
+        assert granted
+        assert not twice
+        waiting = threading.Thread(target=execute, args=([mine, other], known, tmp_path, PlainReporter()))
+        waiting.start()
+        while "another command is at" not in capsys.readouterr().err:
+            assert waiting.is_alive()
+        assert other.folder(tmp_path).joinpath("record.json").exists()
+        done = execute([mine], known, tmp_path / "elsewhere", PlainReporter()).records[0]
+        done.write(mine.folder(tmp_path))
+    waiting.join()
+    told = capsys.readouterr().err
+    assert "already done: coop" in told
+    assert not (mine.folder(tmp_path) / "prompts.safetensors").exists()  # it was not trained here
+
+
+def test_force_makes_every_record_anew_once(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {colours.name: colours}
+    execute(trials[:2], known, tmp_path, PlainReporter())
+    before = [trial.folder(tmp_path).joinpath("record.json").stat().st_ino for trial in trials[:2]]
+    capsys.readouterr()
+    execute(trials[:2], known, tmp_path, PlainReporter(), force=True)
+    assert "already" not in capsys.readouterr().err
+    after = [trial.folder(tmp_path).joinpath("record.json").stat().st_ino for trial in trials[:2]]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+
+
+def test_default_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    pocket, large = backbone_shape("pocket"), backbone_shape("ViT-B-16-quickgelu")
+    monkeypatch.setattr("promptbench.environment.cpu_count", lambda: 8)
+    monkeypatch.setattr("promptbench.local.free_memory", lambda device: 7 << 30)
+    assert default_jobs(cpu, pocket) == 3
+    assert default_jobs(cpu, large) == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert default_jobs(cuda, large) == 4
+    assert default_jobs(cuda, large, per_gpu=2) == 8
+    monkeypatch.setenv("PROMPTBENCH_DEVICE", "cuda:1")
+    assert default_jobs(cuda, large) == 1
