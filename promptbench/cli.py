@@ -34,6 +34,10 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help="Folder of the standard datasets; default: PROMPTBENCH_DATA."),
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Towers through torch.compile: slow to start, for long runs on a GPU."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
 
@@ -142,6 +146,7 @@ def run(
         bool,
         typer.Option("--validate", help="Measure validation accuracy after every epoch, for curves."),
     ] = False,
+    compiled: Compiled = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False,
 ) -> None:
@@ -198,7 +203,9 @@ def run(
         workers = min(8, (environment.cpu_count() - 1) // jobs) if device.type == "cuda" else 0
     with make_reporter(trials) as reporter, _interruptible(trials, out):
         cache = FeatureCache(default_folder())
-        outcome = execute(trials, datasets, out, reporter, force, device, workers, cache, validate, jobs)
+        outcome = execute(
+            trials, datasets, out, reporter, force, device, workers, cache, validate, jobs, compiled
+        )
     if outcome.records:
         from promptbench.compare import frame, render, summarise
 
@@ -234,6 +241,7 @@ def profile(
     precision: Annotated[
         str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
     ] = "auto",
+    compiled: Compiled = False,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
 ) -> None:
     """Measure a training step: seconds by part, memory, arithmetic, and the gain over the official way."""
@@ -253,6 +261,8 @@ def profile(
         clip = FrozenCLIP.untrained(backbone, where)
     else:
         clip = FrozenCLIP.load(backbone, pretrained, where)
+    if compiled:
+        clip.compile()
     with environment.suitable_threads(where, clip.shape):
         costs = profile(recipes, clip, counts, batch, reference, repeats, resolve_precision(where, precision))
     print(render(costs, format_, backbone), end="")

@@ -94,6 +94,8 @@ class FrozenCLIP:
         self.device = torch.device(device)
         self.scale: Tensor = model.get_parameter("logit_scale").exp()
         self.reference = False
+        self.compiled = False
+        self._block: Callable[..., Tensor] = _block
         #: What the text tower may keep for its backward pass; None: half of what is free at first use.
         self.activation_bytes: int | None = None
         # Without a fingerprint of the weights nothing may outlive this object.
@@ -127,6 +129,14 @@ class FrozenCLIP:
         """A backbone with random weights, for measuring speed. Raises UserError for an unknown name."""
         model, config = weights.untrained_model(name)
         return cls(model, weights.shape_of(config), device=device)
+
+    def compile(self, backend: str = "inductor") -> "FrozenCLIP":
+        """Run the blocks through torch.compile from now on: the same features and gradients, up to rounding.
+
+        The first step of every shape takes up to minutes; see docs/speed.md for when that pays.
+        """
+        self.compiled, self._block = True, torch.compile(_block, backend=backend)
+        return self
 
     # ------------------------------------------------------------------ text
 
@@ -189,8 +199,8 @@ class FrozenCLIP:
             hook = partial(prompts.text_hook, i) if prompts.text_hook else None
             if i == len(blocks) - 1:
                 attention = partial(_attend_ends, layout=layout)
-                return _block(block, x, attention, hook, pick=itemgetter(layout.ends))
-            step = partial(_block, block, attention=partial(_attend_packed, layout=layout), hook=hook)
+                return self._block(block, x, attention, hook, pick=itemgetter(layout.ends))
+            step = partial(self._block, block, attention=partial(_attend_packed, layout=layout), hook=hook)
             # Run again in the backward pass instead of kept, where a thousand classes would not fit.
             x = step(x) if self._fits(x) else checkpoint(step, x, use_reentrant=False)
         raise AssertionError("a tower has at least one block")
@@ -284,6 +294,7 @@ class FrozenCLIP:
             "device": kind,
             "precision": str(precision),
             "reference": self.reference,
+            "compiled": self.compiled,
         }
 
     # ------------------------------------------------------------------ vision
@@ -325,7 +336,7 @@ class FrozenCLIP:
             else:
                 hook = partial(prompts.vision_hook, i) if prompts.vision_hook else None
                 last = i == len(blocks) - 1
-                x = _block(block, x, F.scaled_dot_product_attention, hook, pick if last else None)
+                x = self._block(block, x, F.scaled_dot_product_attention, hook, pick if last else None)
         return visual.ln_post(pick(x))
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
@@ -408,9 +419,8 @@ def _attend_ends(q: Tensor, k: Tensor, v: Tensor, layout: TextLayout) -> Tensor:
 
     An end token sees its whole sentence, so no mask is needed where sentences are apart.
     """
-    if layout.dense is not None:
-        mask = layout.dense[layout.ends]
-        return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
+    if layout.dense_ends is not None:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=layout.dense_ends)[0]
     (k0, *ks), (v0, *vs) = _groups(k, layout), _groups(v, layout)
     queries = q[:, layout.order].split([count for _, count, _ in layout.groups], dim=1)
     parts = []

@@ -57,7 +57,7 @@ class Outcome:
 class Job:
     """What all trials of a command share. ``replace``: identities (see `identity`) of the records that are
     to be made anew, by hash of the trial. ``validate``: write the accuracy on the few-shot validation
-    pictures into the metrics of every epoch."""
+    pictures into the metrics of every epoch. ``compiled``: towers through torch.compile."""
 
     datasets: Mapping[str, Dataset]
     out: Path
@@ -65,6 +65,7 @@ class Job:
     workers: int = 0
     cache: FeatureCache | None = None
     validate: bool = False
+    compiled: bool = False
     replace: Mapping[str, Identity] = field(default_factory=dict)
 
 
@@ -102,7 +103,8 @@ class Worker:
         self.reporter.start(trial, number, total)
         try:
             if key not in self.clips:
-                self.clips[key] = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
+                loaded = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
+                self.clips[key] = loaded.compile() if job.compiled else loaded
             clip, fresh = self.clips[key], trial.hash in job.replace
             with environment.suitable_threads(job.device, clip.shape):
                 record = run_trial(
@@ -133,19 +135,21 @@ def execute(
     cache: FeatureCache | None = None,
     validate: bool = False,
     jobs: int = 1,
+    compiled: bool = False,
 ) -> Outcome:
     """Run ``trials``, writing records under ``out``, ``jobs`` at a time (more than one: each in a process of
     its own, see `promptbench.local`). A trial that fails by the user's mistake is reported and the others go
     on: finished work is never lost. Other commands may work on the same folder: a trial that one of them is
     at is left to it, and waited for in the end.
 
-    ``force``: also trials that have a record. Raises UserError if ``out`` cannot be written.
+    ``force``: also trials that have a record; ``validate``, ``compiled``: see `Job`. Raises UserError if
+    ``out`` cannot be written.
     """
     require_writable(out)
     device = device or environment.default_device()
     old = {trial.hash: identity(trial.folder(out)) for trial in trials} if force else {}
     replace = {hash_: one for hash_, one in old.items() if one is not None}
-    job = Job(datasets, out, device, workers, cache, validate, replace)
+    job = Job(datasets, out, device, workers, cache, validate, compiled, replace)
     worker, results = Worker(job, reporter), dict[int, Record | UserError]()
     for i, trial in enumerate(trials):
         if (done := worker.done(trial)) is not None:
@@ -293,7 +297,7 @@ def run_trial(
             wait=progress.wait_seconds,
         ),
         peak_memory_bytes=memory.bytes(),
-        environment=environment.describe(clip.device),
+        environment={**environment.describe(clip.device), "compiled": clip.compiled},
         influence=change,
         labels=[f"{name}: {note}" for name in involved if (note := datasets[name].nonstandard)],
         notes=[*([f"{trial.method}: {kind.fallback}"] if kind.fallback and unseen else []), *strange],

@@ -97,6 +97,7 @@ class TextLayout:
         groups     (first row in the packed sequence, classes, suffix length) per length
         masks      [length, n_prefix + length] bool per group: a suffix sees the prefix and its own past
         dense      [n_tokens, n_tokens] bool, the same of the whole sequence; None where that is too long
+        dense_ends [C, n_tokens] bool, its rows of the end tokens
         ends       [C]         packed index of each class's end token, in the order of the classes
         order      [C]         classes in packed order; ``back`` undoes it
         slot_at    [m]         packed indices of learnable tokens
@@ -157,7 +158,7 @@ class TextLayout:
         self.ends = index(ends)
         self.order = index(order)
         self.back = index(sorted(range(len(order)), key=order.__getitem__))
-        self.masks, self.dense = self._masks()
+        self._make_masks()
         self.slot_at = index([at for at, _, _ in slots])
         self.slot_of = index([j if shared else c * self.n_ctx + j for _, c, j in slots])
         # Deep prompting overwrites positions 1..n_ctx, so it needs all of them in the shared prefix.
@@ -167,18 +168,22 @@ class TextLayout:
         self._owners = [c for c, _, _ in packed]
         self._variants: dict[Any, Any] = {}
 
-    def _masks(self) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def _make_masks(self) -> None:
         sizes = [(length, self.n_prefix + length) for _, _, length in self.groups]
-        masks = [torch.ones(s, dtype=torch.bool, device=self.device).tril(self.n_prefix) for s in sizes]
+        self.masks = [torch.ones(s, dtype=torch.bool, device=self.device).tril(self.n_prefix) for s in sizes]
+        self.dense: torch.Tensor | None = None
+        self.dense_ends: torch.Tensor | None = None
         if self.n_tokens > DENSE:
-            return masks, None
+            return
         suffixes = [
-            m[:, self.n_prefix :] for m, (_, n, _) in zip(masks, self.groups, strict=True) for _ in range(n)
+            mask[:, self.n_prefix :]
+            for mask, (_, n, _) in zip(self.masks, self.groups, strict=True)
+            for _ in range(n)
         ]
         first = torch.ones(self.n_prefix, self.n_prefix, dtype=torch.bool, device=self.device).tril()
-        dense = torch.block_diag(first, *suffixes).bool()
-        dense[self.n_prefix :, : self.n_prefix] = True
-        return masks, dense
+        self.dense = torch.block_diag(first, *suffixes).bool()
+        self.dense[self.n_prefix :, : self.n_prefix] = True
+        self.dense_ends = self.dense[self.ends]
 
     def put(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """``x`` [n_tokens, d] with learnable ``tokens`` [n_ctx, d] (or [C, n_ctx, d]) in their places."""
@@ -211,7 +216,7 @@ class TextLayout:
             longer.ends = self.ends + n
             longer.groups = [(start + n, count, length) for start, count, length in self.groups]
             longer.n_ctx, longer._variants = n, {}
-            longer.masks, longer.dense = longer._masks()
+            longer._make_masks()
             self._variants[n] = longer
         return self._variants[n]
 

@@ -250,6 +250,19 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
         assert torch.equal(kept, recomputed)
 
 
+def held_for_backward(run: Any) -> int:
+    """Numbers that autograd keeps during ``run``."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(sizes.values())
+
+
 def test_recomputing_keeps_less(clip: FrozenCLIP) -> None:
     """What autograd holds between forward and backward shrinks to a block's inputs."""
     prompts = random_prompts(clip, 4, 4, 1, 1)
@@ -258,13 +271,34 @@ def test_recomputing_keeps_less(clip: FrozenCLIP) -> None:
     held = []
     for budget in (1 << 40, 0):
         clip.activation_bytes = budget
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-            sizes[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            clip.text_features(layout, prompts)
-        held.append(sum(sizes.values()))
+        held.append(held_for_backward(lambda: clip.text_features(layout, prompts)))
     assert held[1] < held[0] / 2
+
+
+def test_no_gradient_work_below_the_first_prompt(clip: FrozenCLIP) -> None:
+    """With prompts from the last of four layers on, three layers keep nothing for a backward pass."""
+    images = torch.randn(3, 3, clip.shape.image_size, clip.shape.image_size)
+    weights_ = sum(p.numel() for p in clip.model.visual.transformer.resblocks[-1].parameters())
+    tokens_ = random_prompts(clip, 0, 4, 1, 4).vision
+    late, early = (
+        held_for_backward(lambda where=where: clip.image_features(images, Prompts((), where)))
+        for where in ([None, None, None, tokens_[3]], tokens_)
+    )
+    assert late - weights_ < (early - 4 * weights_) / 3
+
+
+def test_compiled_towers_give_the_same(clip: FrozenCLIP) -> None:
+    """Features and gradients of deep prompts in both towers, as torch.compile traces them; the code it makes
+    of that is tested in tests/test_profiling.py."""
+    torch.compiler.reset()
+    prompts = random_prompts(clip, 4, 4, 3, 3)
+    layout = clip.prompt_layout(NAMES, "a photo of a", 4)
+    images = torch.randn(3, 3, clip.shape.image_size, clip.shape.image_size)
+    learned: list[Tensor] = [p for p in (*prompts.text, *prompts.vision) if p is not None]
+    results = []
+    for one in (clip, FrozenCLIP(clip.model, clip.shape).compile("aot_eager")):
+        text, image = one.text_features(layout, prompts), one.image_features(images, prompts)
+        total = text.sin().sum() + image.sin().sum()
+        results.append((text, image, *torch.autograd.grad(total, learned)))
+    for eager, compiled in zip(*results, strict=True):
+        assert close(compiled, eager)

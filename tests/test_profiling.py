@@ -1,6 +1,7 @@
 """The fast step and the step done the official way are the same step; `profile` reports both."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -67,3 +68,18 @@ def test_a_large_product_is_no_slower_than_it_is() -> None:
 def test_what_trains_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="zeroshot takes no training steps"):
         CliRunner().invoke(app, ["profile", "zeroshot", "--classes", "2"], catch_exceptions=False)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+def test_a_compiled_step_is_the_same_step(clip: FrozenCLIP) -> None:
+    """What torch.compile makes of the text tower trains CoOp the same way."""
+    torch.compiler.reset()
+    results = []
+    for one in (clip, FrozenCLIP(clip.model, clip.shape).compile()):
+        torch.manual_seed(3)
+        step = Step(get_recipe("coop"), one, natural_names(5), 2, "fp32")
+        kept = torch.linspace(-1, 1, 2 * clip.shape.embed_dim).view(2, -1)
+        losses = [step.run(kept) for _ in range(3)]
+        results.append((torch.stack(losses), step.parameters[0].detach()))
+    for eager, compiled in zip(*results, strict=True):
+        assert close(compiled, eager)
