@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptbench.errors import UserError
+from promptbench.options import Compiled, DataRoot, RunOptions, with_run_options
 
 if TYPE_CHECKING:
     from promptbench.data import Dataset
+    from promptbench.execute import Outcome
     from promptbench.method import Method
-    from promptbench.trials import Benchmark, Trial
+    from promptbench.sweep import Sweep
+    from promptbench.trials import Trial
 
 app = typer.Typer(
     name="promptbench",
@@ -30,14 +33,6 @@ def _examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
 
 
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder of the standard datasets; default: PROMPTBENCH_DATA."),
-]
-Compiled = Annotated[
-    bool,
-    typer.Option("--compile", help="Towers through torch.compile: slow to start, for long runs on a GPU."),
-]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
 
@@ -76,144 +71,34 @@ def _app(
         "promptbench run mmlop --dataset icons --set rank=2 --epochs 3",
     )
 )
+@with_run_options
 def run(
     methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="See `promptbench ls methods`.")],
-    benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
-    preset: Annotated[
-        str, typer.Option(help="Backbone, weights, suite and seeds where not given: pocket or paper.")
-    ] = "pocket",
-    suite: Annotated[str | None, typer.Option(help="All datasets of a suite.")] = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only this dataset: its name, its card (.yaml) or a folder of pictures; may be repeated."
-        ),
-    ] = None,
-    source: Annotated[str | None, typer.Option(help="Transfer benchmarks: the dataset to train on.")] = None,
-    data_root: DataRoot = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt of the frozen classifier instead of the card's, with {}.")
-    ] = None,
-    draws: Annotated[
-        Path | None, typer.Option(help="Folder of few-shot draws from `promptbench data import-draw`.")
-    ] = None,
-    allow_nonstandard_split: Annotated[
-        bool, typer.Option(help="Go on without the published split; every record is labelled so.")
-    ] = False,
-    shots: Annotated[str | None, typer.Option(help="Training pictures per class, such as 16 or 1,4.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1,2,3.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs instead of the method's own.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of every method that has it, or METHOD.KEY=VALUE of one; may be repeated.",
-        ),
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="See `promptbench ls backbones`.")] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the backbone: an open_clip tag, a local file, or TAG=FILE for a file whose "
-            "pictures are normalised as the tag's (a file alone: as OpenAI's)."
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")
-    ] = "test",
-    precision: Annotated[
-        str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode pictures, for each trial at work.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            envvar="PROMPTBENCH_JOBS",
-            help="Trials at once; default: one per GPU, on the CPU one per core for a very small backbone.",
-        ),
-    ] = None,
-    per_gpu: Annotated[int, typer.Option(min=1, help="Trials at once on each GPU.")] = 1,
-    out: Out = Path("results"),
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run: evaluate at most so many pictures per class; not compared."),
-    ] = None,
-    validate: Annotated[
-        bool,
-        typer.Option("--validate", help="Measure validation accuracy after every epoch, for curves."),
-    ] = False,
-    compiled: Compiled = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and stop.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False,
+    options: RunOptions,
 ) -> None:
     """Train methods and evaluate them; a trial that is done is not run again, one cut off goes on."""
-    from promptbench import environment
-    from promptbench import method as registry
-    from promptbench.cache import FeatureCache, default_folder
-    from promptbench.data import with_draws
-    from promptbench.execute import execute
-    from promptbench.local import default_jobs
-    from promptbench.progress import make_reporter
-    from promptbench.train import resolve_precision
-    from promptbench.trials import PRESETS, get_benchmark, plan
-    from promptbench.weights import backbone_shape
+    from promptbench.method import get_recipe
+    from promptbench.sweep import Sweep
 
-    _one_of("--split", split, ("train", "val", "test"))
-    _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
-    _one_of("--preset", preset, tuple(PRESETS))
-    usual = PRESETS[preset]
-    backbone = backbone or usual["backbone"]
-    if backbone == usual["backbone"]:
-        pretrained = pretrained or usual["pretrained"]
-    device = environment.default_device()
-    wanted = [registry.get_recipe(name) for name in dict.fromkeys(methods)]
-    chosen = get_benchmark(benchmark)
-    origin, targets = _datasets(
-        chosen, suite or usual["suite"], dataset, source, (data_root, allow_nonstandard_split, template)
-    )
-    if draws is not None:
-        targets = [with_draws(one, draws) for one in targets]
-        origin = with_draws(origin, draws) if origin else None
-    trials = plan(
-        chosen,
-        wanted,
-        targets,
-        seeds=_numbers("--seeds", seeds or usual["seeds"]),
-        shots=_numbers("--shots", shots, least=1) if shots is not None else None,
-        overrides=_overrides(set_ or [], [recipe.name for recipe in wanted]),
-        epochs=epochs,
-        split=split,  # type: ignore[arg-type]  # checked above
-        limit=limit,
-        backbone=backbone,
-        pretrained=pretrained,
-        precision=resolve_precision(device, precision),
-        source=origin,
-    )
-    datasets = {one.name: one for one in (*targets, *([origin] if origin else []))}
-    if dry_run:
-        _show_plan(trials, datasets, out)
-        return
-    if jobs is None:
-        jobs = default_jobs(device, backbone_shape(backbone), per_gpu)
-    if workers is None:
-        workers = min(8, (environment.cpu_count() - 1) // jobs) if device.type == "cuda" else 0
-    with make_reporter(trials) as reporter, _interruptible(trials, out):
-        cache = FeatureCache(default_folder())
-        outcome = execute(
-            trials, datasets, out, reporter, force, device, workers, cache, validate, jobs, compiled
-        )
-    if outcome.records:
-        from promptbench.compare import frame, render, summarise
+    names = [get_recipe(name).name for name in methods]
+    _print_tables(_perform(_asked(Sweep(grid={name: {} for name in names}), options), options))
 
-        print(render(summarise(frame(outcome.records)), "table", _title(chosen.name, outcome.records)))
-    if outcome.failures:
-        trial, error = outcome.failures[0]
-        more = f" ({len(outcome.failures)} trials failed)" if len(outcome.failures) > 1 else ""
-        raise UserError(f"{trial.label}: {error}{more}")
+
+@app.command(
+    epilog=_examples(
+        "promptbench sweep examples/ranks.yaml --dry-run",
+        "promptbench sweep examples/ranks.yaml --shard $SLURM_ARRAY_TASK_ID/16 --out ranks",
+    )
+)
+@with_run_options
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep, see docs/sweep.md.")],
+    options: RunOptions,
+) -> None:
+    """Run every combination of the values in a YAML file; options given here win over the file."""
+    from promptbench.sweep import read_sweep
+
+    _print_tables(_perform(_asked(read_sweep(file), options), options))
 
 
 @app.command(
@@ -568,28 +453,69 @@ def _numbers(option: str, text: str, least: int = 0, most: int = 2**31 - 1) -> l
     return list(dict.fromkeys(values))
 
 
-def _datasets(
-    benchmark: "Benchmark",
-    suite: str,
-    names: Sequence[str] | None,
-    source: str | None,
-    how: tuple[Path | None, bool, str | None],
-) -> "tuple[Dataset | None, list[Dataset]]":
-    """The dataset to train on, in transfer benchmarks, and those to test on."""
-    from promptbench import cards, data
+def _asked(sweep: "Sweep", options: RunOptions) -> "Sweep":
+    """``sweep`` with what the command line says in place of what the file says."""
+    grid = {name: dict(values) for name, values in sweep.grid.items()}
+    if options.epochs is not None:
+        for values in grid.values():
+            values.pop("epochs", None)
+    for name, settings in _overrides(options.set_ or [], list(grid)).items():
+        grid[name] |= {key: (value,) for key, value in settings.items()}
+    given: dict[str, Any] = {
+        "benchmark": (options.benchmark,) if options.benchmark is not None else None,
+        "preset": options.preset,
+        "suite": options.suite,
+        "datasets": tuple(options.dataset) if options.dataset else None,
+        "source": options.source,
+        "seeds": tuple(_numbers("--seeds", options.seeds)) if options.seeds is not None else None,
+        "shots": tuple(_numbers("--shots", options.shots, least=1)) if options.shots is not None else None,
+        "epochs": options.epochs,
+        "backbone": options.backbone,
+        "pretrained": options.pretrained,
+        "out": options.out,
+    }
+    update = {key: value for key, value in given.items() if value is not None}
+    if "suite" in update:
+        update.setdefault("datasets", None)
+    if "backbone" in update:  # weights in the file are those of its own backbone
+        update.setdefault("pretrained", None)
+    return sweep.model_copy(update=update | {"grid": grid})
 
-    if not benchmark.transfer and source is not None:
-        raise UserError(f"--source is for transfer benchmarks; {benchmark.name} trains on every dataset.")
-    wanted = list(dict.fromkeys(names or ()))
-    if benchmark.transfer and not (source and wanted):
-        usual, others = cards.transfer(suite, benchmark.name)
-        source, wanted = source or usual, wanted or [name for name in others if name != source]
-    found: dict[str, data.Dataset] = {}
-    for one in (data.load(name, *how) for name in wanted or cards.suite(suite)):
-        if one.name in found:
-            raise UserError(f"Two datasets are called {one.name!r}; give one of the cards another name.")
-        found[one.name] = one
-    return data.load(source, *how) if source else None, list(found.values())
+
+def _perform(asked: "Sweep", options: RunOptions) -> "Outcome":
+    """Plan and run, or only show the plan: what `run`, `sweep` and `ablate` have in common."""
+    from promptbench.cache import FeatureCache, default_folder
+    from promptbench.execute import Outcome
+    from promptbench.progress import make_reporter
+    from promptbench.sweep import part_of, prepare
+
+    setup, out = prepare(asked, options), asked.out or Path("results")
+    trials = part_of(setup.trials(), options)
+    if not trials:
+        print(f"No trial falls to --shard {options.shard}.", file=sys.stderr)
+        return Outcome()
+    if options.dry_run:
+        _show_plan(trials, setup.datasets, out)
+        return Outcome()
+    with make_reporter(trials) as reporter, _interruptible(trials, out):
+        return setup.execute(trials, out, reporter, FeatureCache(default_folder()))
+
+
+def _print_tables(outcome: "Outcome") -> None:
+    """The table of each benchmark that was run. Raises UserError if a trial failed."""
+    from promptbench.compare import frame, render, summarise
+
+    for benchmark in dict.fromkeys(record.trial.benchmark for record in outcome.records):
+        mine = [record for record in outcome.records if record.trial.benchmark == benchmark]
+        print(render(summarise(frame(mine)), "table", _title(benchmark, mine)))
+    _raise_failure(outcome)
+
+
+def _raise_failure(outcome: "Outcome") -> None:
+    if outcome.failures:
+        trial, error = outcome.failures[0]
+        more = f" ({len(outcome.failures)} trials failed)" if len(outcome.failures) > 1 else ""
+        raise UserError(f"{trial.label}: {error}{more}")
 
 
 def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:

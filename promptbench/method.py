@@ -329,4 +329,4 @@ def resolve_settings(
     try:
         return method.Settings(**values)
     except ValidationError as error:
-        raise invalid(error, f"--set for {method.name}") from None
+        raise invalid(error, f"A setting of {method.name}") from None

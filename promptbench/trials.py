@@ -20,6 +20,7 @@ from promptbench.files import hash_file, hash_value
 from promptbench.method import Method, Recipe, Settings, resolve_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Evaluation(BaseModel):
@@ -168,7 +169,7 @@ def plan(
     datasets: Sequence[Dataset],
     seeds: Sequence[int] = (1,),
     shots: Sequence[int] | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Overrides] | None = None,
     epochs: int | None = None,
     split: Split = "test",
     limit: int | None = None,
@@ -177,11 +178,11 @@ def plan(
     precision: Precision = "fp32",
     source: Dataset | None = None,
 ) -> list[Trial]:
-    """All trials, in the order methods x datasets x shots x seeds; nothing is trained.
+    """All trials, in the order methods x overrides x datasets x shots x seeds, none twice. Trains nothing.
 
     In a transfer benchmark one training on ``source`` serves all of ``datasets``; in others ``source`` is
-    not used. ``overrides``: settings by name of method or recipe. ``epochs`` is for those trained by
-    gradient only.
+    not used. ``overrides``: settings by name of method or recipe, or a list of them for a trial with each.
+    ``epochs`` is for those trained by gradient only.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     path, tag = weights.weights_file(backbone, pretrained)
@@ -203,9 +204,8 @@ def plan(
     for dataset, tested in units:
         _check_data(benchmark, dataset, tested, split, drawn, seeds)
     trials: list[Trial] = []
-    for recipe in wanted:
-        method = recipe.method
-        mine = dict((overrides or {}).get(recipe.name, {}))
+    for recipe, given in _variants(wanted, overrides or {}):
+        method, mine = recipe.method, dict(given)
         gradient = method.Settings.model_fields["epochs"].default > 0
         if not gradient:  # how others are optimised does not make it another trial
             mine = {key: value for key, value in mine.items() if key not in Settings.model_fields}
@@ -215,8 +215,8 @@ def plan(
         for dataset, tested in units:
             prints = [one.fingerprint for one in tested]
             for count in shots if method.uses_shots else (0,):
-                given = (recipe, benchmark.name, count, dataset.name, tuned)
-                default, settings = resolve_settings(*given), resolve_settings(*given, mine)
+                situation = (recipe, benchmark.name, count, dataset.name, tuned)
+                default, settings = resolve_settings(*situation), resolve_settings(*situation, mine)
                 method.check(settings, shape)
                 if method.trains and not method.parameter_count(settings, shape, 2):
                     raise UserError(f"{method.name}: these settings leave nothing to train; use more tokens.")
@@ -247,7 +247,30 @@ def plan(
                     )
                     for seed in (seeds if method.uses_shots else (0,))
                 ]
-    return trials
+    unique: dict[str, Trial] = {}
+    for trial in trials:
+        unique.setdefault(trial.hash, trial)
+    return list(unique.values())
+
+
+def shard(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
+    """Every ``count``-th of ``trials`` from the ``number``-th, counted from 1.
+
+    It depends on nothing but the list, so that the parts of one command are disjoint, make up the whole
+    and differ by one trial at most; neighbours in the list, which take about as long, are in different parts.
+    """
+    return list(trials[number - 1 :: count])
+
+
+def _variants(
+    recipes: Sequence[Recipe], overrides: Mapping[str, Overrides]
+) -> list[tuple[Recipe, Mapping[str, Any]]]:
+    """Every recipe with each of the overrides it was given, or with none."""
+    found: list[tuple[Recipe, Mapping[str, Any]]] = []
+    for recipe in recipes:
+        given = overrides.get(recipe.name, {})
+        found += [(recipe, one) for one in ([given] if isinstance(given, Mapping) else given)]
+    return found
 
 
 def _with_source(source: Dataset, targets: Sequence[Dataset]) -> tuple[Dataset, ...]:

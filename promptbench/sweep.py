@@ -1,0 +1,231 @@
+"""What to run, as one value: `promptbench run`, `sweep`, `ablate` and `regress` all go through it.
+
+A sweep file is its YAML form. Every combination of the values in ``grid`` becomes trials through
+`trials.plan`, as if each had been given to `promptbench run` with ``--set``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from promptbench import cards, data, environment
+from promptbench.cache import FeatureCache
+from promptbench.errors import UserError, invalid, unknown
+from promptbench.execute import Outcome, Reporter, execute
+from promptbench.local import default_jobs
+from promptbench.method import get_recipe, recipes
+from promptbench.options import RunOptions
+from promptbench.train import resolve_precision
+from promptbench.trials import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark, plan, shard
+from promptbench.weights import backbone_shape
+
+T = TypeVar("T")
+# One value or a list of them.
+Several = Annotated[
+    tuple[T, ...],
+    BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
+    Field(min_length=1),
+]
+#: setting -> its values; nothing for a method as it is
+Values = Annotated[dict[str, Several[Any]], BeforeValidator(lambda v: {} if v is None else v)]
+
+
+class Sweep(BaseModel):
+    """Methods with values of their settings, and what they are run on. None: what the preset says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grid: Annotated[dict[str, Values], Field(min_length=1)]
+    benchmark: Several[str] = ("base2novel",)
+    preset: str = "pocket"
+    suite: str | None = None
+    datasets: Several[str] | None = None
+    source: str | None = None
+    seeds: Several[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+    shots: Several[Annotated[int, Field(ge=1, lt=2**31)]] | None = None
+    epochs: Annotated[int, Field(ge=0)] | None = None
+    backbone: str | None = None
+    pretrained: str | None = None
+    out: Path | None = None
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep from YAML. Raises UserError naming the place in the file, such as ``grid.mmlop.rank``."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the sweep {path}: {error.strerror}; give a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The sweep {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    return parse_sweep(values, f"The sweep {path}")
+
+
+def parse_sweep(values: Any, where: str) -> Sweep:
+    """A sweep from plain values. Raises UserError beginning with ``where`` and naming the place in it."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must map keys to values, as in `grid: {{mmlop: {{rank: [1, 2]}}}}`.")
+    _refuse_unknown(where, "", "key", values, Sweep.model_fields)
+    try:
+        found = Sweep.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error, where) from None
+    _refuse_unknown(where, "preset.", "preset", [found.preset], PRESETS)
+    _refuse_unknown(where, "benchmark.", "benchmark", found.benchmark, BENCHMARKS)
+    _refuse_unknown(where, "grid.", "method", found.grid, recipes())
+    for name, settings in found.grid.items():
+        kind = get_recipe(name).method
+        known = kind.Settings.model_fields
+        _refuse_unknown(where, f"grid.{name}.", f"setting of {kind.name}", settings, known)
+        for key, several in settings.items():
+            field: Any = Annotated[known[key].annotation, known[key]]
+            try:
+                TypeAdapter(tuple[field, ...]).validate_python(several)
+            except ValidationError as error:
+                raise invalid(error, f"{where}: grid.{name}.{key}") from None
+    return found
+
+
+def _refuse_unknown(where: str, path: str, kind: str, names: Any, known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: {path}{name}: {unknown(kind, str(name), known)}")
+
+
+def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value per setting, the last setting varying fastest; one empty choice for none."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+
+
+@dataclass
+class Setup:
+    """A sweep with its datasets loaded. ``parts``: per benchmark the dataset to train on, if it is another,
+    and those to test on."""
+
+    sweep: Sweep
+    options: RunOptions
+    device: torch.device
+    parts: list[tuple[Benchmark, data.Dataset | None, list[data.Dataset]]]
+
+    @property
+    def datasets(self) -> dict[str, data.Dataset]:
+        """All datasets by name."""
+        loaded = [one for _, origin, targets in self.parts for one in (*targets, origin) if one]
+        return {one.name: one for one in loaded}
+
+    def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
+        """All trials of the sweep, or those of some names of its grid. Raises UserError as `trials.plan`."""
+        sweep, options, usual = self.sweep, self.options, PRESETS[self.sweep.preset]
+        backbone, pretrained = sweep.backbone or usual["backbone"], sweep.pretrained
+        if backbone == usual["backbone"]:
+            pretrained = pretrained or usual["pretrained"]
+        chosen = list(sweep.grid) if names is None else names
+        seeds = sweep.seeds or tuple(int(seed) for seed in usual["seeds"].split(","))
+        found: list[Trial] = []
+        for benchmark, origin, targets in self.parts:
+            found += plan(
+                benchmark,
+                [get_recipe(name) for name in chosen],
+                targets,
+                seeds=list(dict.fromkeys(seeds)),
+                shots=list(dict.fromkeys(sweep.shots)) if sweep.shots else None,
+                overrides={name: combinations(sweep.grid[name]) for name in chosen},
+                epochs=sweep.epochs,
+                split=options.split,  # type: ignore[arg-type]  # checked in `prepare`
+                limit=options.limit,
+                backbone=backbone,
+                pretrained=pretrained,
+                precision=resolve_precision(self.device, options.precision),
+                source=origin,
+            )
+        return found
+
+    def execute(self, trials: Sequence[Trial], out: Path, reporter: Reporter, cache: FeatureCache) -> Outcome:
+        """`execute.execute` with the options of the sweep."""
+        asked, device, backbones = self.options, self.device, {trial.backbone for trial in trials}
+        shapes = [backbone_shape(name) for name in backbones]
+        jobs = asked.jobs or min((default_jobs(device, one, asked.per_gpu) for one in shapes), default=1)
+        workers = asked.workers
+        if workers is None:
+            workers = min(8, (environment.cpu_count() - 1) // jobs) if device.type == "cuda" else 0
+        return execute(
+            trials,
+            self.datasets,
+            out,
+            reporter,
+            asked.force,
+            device,
+            workers,
+            cache,
+            asked.validate,
+            jobs,
+            asked.compiled,
+        )
+
+
+def prepare(sweep: Sweep, options: RunOptions) -> Setup:
+    """Load the datasets of a sweep. Of ``options`` those that a sweep file cannot say are used.
+
+    Raises UserError for names that do not exist and for datasets that cannot be loaded.
+    """
+    for option, value, known in (
+        ("--split", options.split, ("train", "val", "test")),
+        ("--precision", options.precision, ("auto", "fp32", "bf16", "fp16")),
+        ("--preset", sweep.preset, PRESETS),
+    ):
+        if value not in known:
+            raise unknown(f"value of {option}", value, known)
+    how = (options.data_root, options.allow_nonstandard_split, options.template)
+    benchmarks = [get_benchmark(name) for name in dict.fromkeys(sweep.benchmark)]
+    if sweep.source is not None and not any(benchmark.transfer for benchmark in benchmarks):
+        name = benchmarks[0].name
+        raise UserError(f"--source is for transfer benchmarks; {name} trains on every dataset.")
+    parts = []
+    for benchmark in benchmarks:
+        suite = sweep.suite or PRESETS[sweep.preset]["suite"]
+        origin, targets = _datasets(benchmark, suite, sweep.datasets, sweep.source, how)
+        if options.draws is not None:
+            targets = [data.with_draws(one, options.draws) for one in targets]
+            origin = data.with_draws(origin, options.draws) if origin else None
+        parts.append((benchmark, origin, targets))
+    return Setup(sweep, options, environment.default_device(), parts)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "3/16" -> (3, 16). Raises UserError unless it is I/N with I from 1 to N."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard takes I/N with I from 1 to N, such as 3/16, not {text!r}.")
+    return int(number), int(count)
+
+
+def part_of(trials: list[Trial], options: RunOptions) -> list[Trial]:
+    """The trials of ``--shard``, all without it."""
+    return trials if options.shard is None else shard(trials, *parse_shard(options.shard))
+
+
+def _datasets(
+    benchmark: Benchmark,
+    suite: str,
+    names: Sequence[str] | None,
+    source: str | None,
+    how: tuple[Path | None, bool, str | None],
+) -> tuple[data.Dataset | None, list[data.Dataset]]:
+    """The dataset to train on, in transfer benchmarks, and those to test on."""
+    wanted = list(dict.fromkeys(names or ()))
+    if not benchmark.transfer:
+        source = None
+    elif not (source and wanted):
+        usual, others = cards.transfer(suite, benchmark.name)
+        source, wanted = source or usual, wanted or [name for name in others if name != source]
+    found: dict[str, data.Dataset] = {}
+    for one in (data.load(name, *how) for name in wanted or cards.suite(suite)):
+        if one.name in found:
+            raise UserError(f"Two datasets are called {one.name!r}; give one of the cards another name.")
+        found[one.name] = one
+    return data.load(source, *how) if source else None, list(found.values())
