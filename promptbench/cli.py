@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from promptbench.data import Dataset
     from promptbench.execute import Outcome
     from promptbench.method import Method
-    from promptbench.sweep import Sweep
+    from promptbench.sweep import Setup, Sweep
     from promptbench.trials import Trial
 
 app = typer.Typer(
@@ -81,7 +81,7 @@ def run(
     from promptbench.sweep import Sweep
 
     names = [get_recipe(name).name for name in methods]
-    _print_tables(_perform(_asked(Sweep(grid={name: {} for name in names}), options), options))
+    _print_tables(_perform(_asked(Sweep(grid={name: {} for name in names}), options), options)[1])
 
 
 @app.command(
@@ -98,7 +98,48 @@ def sweep(
     """Run every combination of the values in a YAML file; options given here win over the file."""
     from promptbench.sweep import read_sweep
 
-    _print_tables(_perform(_asked(read_sweep(file), options), options))
+    _print_tables(_perform(_asked(read_sweep(file), options), options)[1])
+
+
+@app.command(
+    epilog=_examples(
+        "promptbench ablate mmlop --seeds 1,2,3",
+        "promptbench ablate mmlop --out results/reference --format md",
+    )
+)
+@with_run_options
+def ablate(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method with ablation recipes.")],
+    options: RunOptions,
+    style: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
+) -> None:
+    """Run a method's ablation recipes and set each step beside the published one; done trials are kept."""
+    from promptbench.ablate import measure, steps_of, tabulate
+    from promptbench.sweep import Sweep
+
+    _one_of("--format", style, ("table", "md"))
+    groups = steps_of(method)
+    names = dict.fromkeys(recipe.name for group in groups.values() for _, recipe in group)
+    asked = _asked(Sweep(grid={name: {} for name in names}, shots=(16,)), options)
+    if len(asked.shots or ()) > 1:
+        raise UserError("An ablation is of one number of shots; give one with --shots.")
+    setup, outcome = _perform(asked, options)
+    if options.dry_run:
+        return
+    if options.shard:
+        _print_tables(outcome)
+        print("The tables of the ablation need all parts: the same command without --shard.", file=sys.stderr)
+        return
+    trials = {name: setup.trials([name]) for name in names}
+    records = {record.hash: record for record in outcome.records}
+    for group, steps in groups.items():
+        measured = [measure(step, recipe, trials[recipe.name], records) for step, recipe in steps]
+        table = tabulate(group, measured, trials[steps[0][1].name][0])
+        print(f"### {method}: {group}\n" if style == "md" else f"{method}: {group}")
+        for rows in (table.values, table.differences):
+            _print_rows(rows) if style == "table" else print(_markdown(rows) + "\n")
+        print(*table.notes, sep="\n" if style == "table" else " ", end="\n\n")
+    _raise_failure(outcome)
 
 
 @app.command(
@@ -482,7 +523,7 @@ def _asked(sweep: "Sweep", options: RunOptions) -> "Sweep":
     return sweep.model_copy(update=update | {"grid": grid})
 
 
-def _perform(asked: "Sweep", options: RunOptions) -> "Outcome":
+def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
     """Plan and run, or only show the plan: what `run`, `sweep` and `ablate` have in common."""
     from promptbench.cache import FeatureCache, default_folder
     from promptbench.execute import Outcome
@@ -493,12 +534,12 @@ def _perform(asked: "Sweep", options: RunOptions) -> "Outcome":
     trials = part_of(setup.trials(), options)
     if not trials:
         print(f"No trial falls to --shard {options.shard}.", file=sys.stderr)
-        return Outcome()
+        return setup, Outcome()
     if options.dry_run:
         _show_plan(trials, setup.datasets, out)
-        return Outcome()
+        return setup, Outcome()
     with make_reporter(trials) as reporter, _interruptible(trials, out):
-        return setup.execute(trials, out, reporter, FeatureCache(default_folder()))
+        return setup, setup.execute(trials, out, reporter, FeatureCache(default_folder()))
 
 
 def _print_tables(outcome: "Outcome") -> None:
@@ -712,6 +753,14 @@ def _list_backbones() -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _markdown(rows: Sequence[dict[str, str]]) -> str:
+    import pandas as pd
+
+    numbers = {"step", "after", "recipe", "direction"} ^ set(rows[0])
+    align = ["right" if key in numbers else "left" for key in rows[0]]
+    return pd.DataFrame(rows).to_markdown(index=False, colalign=align, disable_numparse=True)
 
 
 def _print_rows(rows: Sequence[dict[str, str]]) -> None:

@@ -273,6 +273,17 @@ def get_method(name: str) -> type[Method]:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A recipe's place in a table of ablations: the method it is an ablation ``of``, the ``group``, what it
+    is called there, and ``method`` and ``setting`` of its rows in results/published.csv, if there are any."""
+
+    of: str
+    group: str
+    step: str
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A method, or a published variant of it under a name of its own: ``settings`` go between the paper's and
     those tuned for a backbone. ``about`` says in a few words what is different."""
@@ -281,6 +292,7 @@ class Recipe:
     method: type[Method]
     settings: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
+    ablation: tuple[Step, ...] = ()
 
     @property
     def label(self) -> str:
@@ -294,7 +306,10 @@ def recipes() -> dict[str, Recipe]:
     text = resources.files("promptbench.methods").joinpath("recipes.yaml").read_text("utf-8")
     found = {name: Recipe(name, kind) for name, kind in methods().items()}
     for name, one in yaml.safe_load(text).items():
-        found[name] = Recipe(name, methods()[one["method"]], one["settings"], one["about"])
+        about, usual = one.get("about", ""), {"of": one["method"], "step": one.get("about", "")}
+        steps = tuple(Step(**{**usual, **step}) for step in one.get("ablation", ()))
+        found.pop(name, None)  # rows of an ablation are in the order of the file
+        found[name] = Recipe(name, methods()[one["method"]], one.get("settings", {}), about, steps)
     return found
 
 

@@ -1,0 +1,167 @@
+"""`promptbench ablate`: declared steps, differences worked out by hand, and the command on tiny data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from promptbench.ablate import Measured, direction, measure, steps_of, tabulate
+from promptbench.compare import harmonic_mean
+from promptbench.errors import UserError
+from promptbench.method import get_recipe
+from promptbench.paired import jackknife
+from promptbench.trials import Evaluation, Trial
+from tests.test_cli import arguments, call, records
+from tests.test_compare import make
+
+HALVES = ("base", "novel")
+
+
+def measured(
+    name: str, group: str, counts: dict[tuple[str, int], tuple[int, int]], lose: int = 0
+) -> Measured:
+    """A step from correct answers of 200, base and novel; the last ``lose`` records do not exist."""
+    (step,) = [step for step in get_recipe(name).ablation if step.group == group]
+    made = [
+        make(
+            "mmlop",
+            dataset,
+            seed,
+            *right,
+            evaluations=tuple(Evaluation(dataset=dataset, classes=half) for half in HALVES),
+            settings={"lr": 0.1, "name": name},
+        )
+        for (dataset, seed), right in counts.items()
+    ]
+    kept = {record.hash: record for record in made[: len(made) - lose]}
+    return measure(step, get_recipe(name), [record.trial for record in made], kept)
+
+
+def trial() -> Trial:
+    return make("mmlop", "a", 1, 1, 1, evaluations=[Evaluation(dataset="a", classes=h) for h in HALVES]).trial
+
+
+ONE = {("a", 1): (100, 120), ("a", 2): (110, 120), ("b", 1): (140, 60), ("b", 2): (150, 50)}
+TWO = {("a", 1): (104, 123), ("a", 2): (116, 122), ("b", 1): (146, 64), ("b", 2): (154, 53)}
+
+
+def test_jackknife_of_a_mean_is_the_paired_t_interval() -> None:
+    differences = np.array([1.0, 2.5, -0.5, 3.0, 2.0])
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert jackknife(differences, np.mean) == pytest.approx((differences.mean(), *expected))
+    estimate, low, high = jackknife(differences[:1], np.mean)
+    assert (estimate, np.isnan(low), np.isnan(high)) == (1.0, True, True)
+
+
+def test_differences_are_those_of_the_averages_shown() -> None:
+    before, after = measured("mmlop-lowrank", "chain", ONE), measured("mmlop-consistency", "chain", TWO)
+    base, novel = 125 / 2, 87.5 / 2
+    assert before.mean("base") == base
+    assert before.mean("hm") == pytest.approx(harmonic_mean(base, novel))
+    found = after.against(before, "base")
+    assert found is not None
+    expected = stats.ttest_1samp([2.0, 3.0, 3.0, 2.0], 0).confidence_interval(0.95)
+    assert found == pytest.approx((2.5, *expected))
+    found = after.against(before, "hm")
+    assert found is not None
+    assert found[0] == pytest.approx(harmonic_mean(65, 45.25) - harmonic_mean(base, novel))
+    assert found[1] < found[0] < found[2]
+
+    table = tabulate("chain", [before, after], trial())
+    assert [row["HM, published"] for row in table.values] == ["77.06", "78.78"]
+    (row,) = table.differences
+    assert row["base [95 %]"].startswith("+2.50 [+1.")
+    assert row["published"] == "HM +1.72"
+    assert row["direction"] == direction(found, 1.72) == "agrees"
+    assert any(note.startswith("Published: ViT-B/16, 11 datasets (arXiv 2602.21397") for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((2, 1, 3), 0.5, "agrees"),
+        ((-2, -3, -1), -0.5, "agrees"),
+        ((-2, -3, -1), 0.5, "does not agree"),
+        ((2, -1, 5), 0.5, "not distinguishable"),
+        ((2, float("nan"), float("nan")), 0.5, "not distinguishable"),
+        (None, 0.5, "not measured"),
+    ],
+)
+def test_direction(ours: Any, theirs: float, verdict: str) -> None:
+    assert direction(ours, theirs) == verdict
+
+
+def test_what_is_missing_is_shown_as_missing() -> None:
+    """No average over part of the results; the difference is over what both steps have."""
+    before, after = (
+        measured("mmlop-lowrank", "chain", ONE),
+        measured("mmlop-consistency", "chain", TWO, lose=1),
+    )
+    table = tabulate("chain", [before, after], trial())
+    assert table.values[1]["HM"] == "-"
+    assert "mmlop-consistency: 3 of 4 results, so no average." in table.notes
+    assert table.differences[0]["base [95 %]"].startswith("+2.67 ")
+    none = tabulate("chain", [before, measured("mmlop-consistency", "chain", TWO, lose=4)], trial())
+    assert none.differences[0]["direction"] == "not measured"
+
+
+def test_published_numbers_stand_beside_their_own_situation_only() -> None:
+    steps = [measured("mmlop", "rank", ONE), measured("mmlop-rank2", "rank", TWO)]
+    assert [row["novel, published"] for row in tabulate("rank", steps, trial()).values] == ["75.85", "75.01"]
+    for other in ({"shots": 4}, {"benchmark": "fewshot"}):
+        assert "novel, published" not in tabulate("rank", steps, trial().model_copy(update=other)).values[0]
+
+
+def test_what_else_changes_is_said() -> None:
+    before, after = measured("mmlop-lowrank", "chain", ONE), measured("mmlop-consistency", "chain", TWO)
+    after.settings = {**after.settings, "lr": 0.2, "consistency": "both"}
+    (note,) = [n for n in tabulate("chain", [before, after], trial()).notes if "changes too" in n]
+    assert "lr (0.1 -> 0.2)" in note
+    assert "consistency (" not in note
+
+
+def test_every_declared_row_was_published() -> None:
+    groups = steps_of("mmlop")
+    assert {group: len(steps) for group, steps in groups.items()} == {
+        "chain": 5,
+        "rank": 3,
+        "initialisation": 3,
+    }
+    assert [recipe.name for _, recipe in groups["chain"]][-1] == "mmlop"
+    for group in ("chain", "rank"):
+        for row in tabulate(group, [measured(r.name, group, ONE) for _, r in groups[group]], trial()).values:
+            assert {"HM, published", "novel, published"} & set(row)
+            assert any(value != "-" for key, value in row.items() if "published" in key), row
+
+
+def test_methods_without_ablation() -> None:
+    with pytest.raises(UserError, match=r"coop has no ablation recipes .* there are some of mmlop"):
+        steps_of("coop")
+    with pytest.raises(UserError, match="Did you mean 'mmlop'"):
+        steps_of("mmlo")
+
+
+def test_the_command_trains_what_is_not_done_and_nothing_else(
+    make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = ["ablate", "mmlop", *arguments(make_dataset(), out, "--seeds", "1,2")]
+    assert call("run", "mmlop", "mmlop-rank2", *line[2:]) == 0
+    assert call(*line, "--shard", "1/4") == 0
+    assert "need all parts" in capsys.readouterr().err
+    assert call(*line, "--format", "md") == 0
+    shown = capsys.readouterr()
+    assert len(records(out)) == 18
+    assert "### mmlop: chain" in shown.out
+    assert "| + shared U " in shown.out
+    assert shown.out.count("Measured: pocket, 2 shots, 1 datasets (colours), seeds 1, 2;") == 3
+    assert call(*line, "--format", "md") == 0
+    again = capsys.readouterr()
+    assert again.out == shown.out
+    assert again.err.count("already done") == 18
+    assert call(*line) == 0
+    assert "mmlop-small-unshared" in capsys.readouterr().out
+    assert call(*line, "--shots", "1,2") == 2
+    assert "one number of shots" in capsys.readouterr().err
