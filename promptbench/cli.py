@@ -319,7 +319,9 @@ cache_app = typer.Typer(no_args_is_help=True, help="Frozen features kept on disk
 app.add_typer(cache_app, name="cache")
 
 
-@cache_app.command("ls", epilog=_examples("promptbench cache ls"))
+@cache_app.command(
+    "ls", epilog=_examples("promptbench cache ls", "PROMPTBENCH_CACHE=/scratch/features promptbench cache ls")
+)
 def cache_ls() -> None:
     """What is kept, by backbone and dataset, and how much of the bound (PROMPTBENCH_CACHE_GB) it takes."""
     import time
@@ -345,7 +347,12 @@ def cache_ls() -> None:
     print(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.bound / 1e6:,.0f} MB")
 
 
-@cache_app.command("clear", epilog=_examples("promptbench cache clear"))
+@cache_app.command(
+    "clear",
+    epilog=_examples(
+        "promptbench cache clear", "PROMPTBENCH_CACHE=/scratch/features promptbench cache clear"
+    ),
+)
 def cache_clear() -> None:
     """Delete all kept features; they are computed anew when needed."""
     from promptbench.cache import FeatureCache, default_folder
