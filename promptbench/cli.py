@@ -207,18 +207,41 @@ def compare(
     plot: Annotated[str | None, typer.Option(help="Draw a figure too: tradeoff.")] = None,
     metric: Annotated[str, typer.Option(help="What the figure shows: hm, base, novel or all.")] = "hm",
     plots: Annotated[Path | None, typer.Option(help="Folder for figures; default: plots in --out.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only these rows: a dataset, or average; may be repeated."),
+    ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % intervals in every row instead of ± std.")
+    ] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="The table of all methods in pairs instead: differences, tests.")
+    ] = False,
     out: Out = Path("results"),
 ) -> None:
     """Table and figures of all records in the results folder. Nothing is trained."""
-    from promptbench.compare import load_frame, render, summarise
+    from promptbench import pairwise
+    from promptbench.compare import load_frame, measured, summarise
+    from promptbench.errors import unknown
+    from promptbench.stats import all_pairs
+    from promptbench.tables import render
     from promptbench.trials import get_benchmark
 
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
     _one_of("--metric", metric, ("hm", "base", "novel", "all"))
     if plot is not None:
         _one_of("--plot", plot, ("tradeoff",))
-    summary = summarise(load_frame(out, get_benchmark(benchmark).name, backbone))
-    print(render(summary, style, benchmark if style in ("table", "latex") else ""))  # type: ignore[arg-type]
+    table = load_frame(out, get_benchmark(benchmark).name, backbone)
+    summary = summarise(table)
+    for name in dataset or ():
+        if name not in set(summary["dataset"]):
+            raise unknown("dataset among the records", name, summary["dataset"].unique())
+    if pairs:
+        print(pairwise.render(all_pairs(measured(table)), style, benchmark))  # type: ignore[arg-type]
+    else:
+        print(render(summary, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
+        if style == "table":
+            print(pairwise.summary(all_pairs(measured(table))))
     if plot:
         from promptbench.plots import tradeoff
 

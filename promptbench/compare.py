@@ -1,27 +1,33 @@
-"""Tables from records: mean and standard deviation over seeds, averages over datasets, harmonic means.
+"""From records to a summary: means, deviations and intervals over seeds, averages over datasets.
 
 HM is the harmonic mean of the averaged base and the averaged novel accuracy, the papers' rule; the mean
 of the datasets' HMs is given beside it, labelled. A method that lacks a dataset has no average.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from promptbench.errors import UserError, unknown
 from promptbench.records import Record, read_records
+from promptbench.stats import Runs, harmonic_mean, t_half_width
+from promptbench.tables import AVERAGE, SPACES, notes, render
 from promptbench.trials import get_benchmark
 
-AVERAGE = "average"
-Format = Literal["table", "md", "csv", "latex", "json"]
-
-
-def harmonic_mean(base: float, novel: float) -> float:
-    """2 base novel / (base + novel), 0 if both are."""
-    return 2 * base * novel / (base + novel) if base + novel else 0.0
+__all__ = [
+    "AVERAGE",
+    "frame",
+    "harmonic_mean",
+    "load_frame",
+    "load_records",
+    "measured",
+    "notes",
+    "render",
+    "summarise",
+]
 
 
 def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
@@ -83,11 +89,14 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                     "accuracy": counts.accuracy,
                     "parameters": record.trainable_parameters,
                     "seconds": record.seconds.train,
-                    "peak_bytes": record.peak_memory_bytes,
+                    "memory": record.peak_memory_bytes,
+                    "pictures": counts.total,
                     "hash": record.hash[:8],
                 }
             )
     table = pd.DataFrame(rows)
+    table.attrs["benchmark"] = ", ".join(sorted({r.trial.benchmark for r in records}))
+    table.attrs["backbone"] = ", ".join(sorted({r.trial.backbone for r in records}))
     table.attrs["labels"] = sorted({label for record in records for label in record.labels})
     table.attrs["notes"] = sorted({note for record in records for note in record.notes})
     cell = ["method", "dataset", "classes", "shots", "seed"]
@@ -122,175 +131,103 @@ def _few(hashes: Sequence[str]) -> str:
     return ", ".join(sorted(hashes)[:3]) + more
 
 
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies by method, shots, dataset and seed (index) and label space (columns)."""
+    index = ["method", "shots", "dataset", "seed"]
+    wide = table.pivot(index=index, columns="classes", values="accuracy")
+    return wide[[space for space in SPACES if space in wide]]
+
+
+def measured(table: pd.DataFrame) -> list[Runs]:
+    """What can be averaged and compared: methods that have every dataset (sources of transfers apart) with
+    a seed in common, in the order of the table."""
+    targets = table[~table["source"]]
+    names = sorted(set(targets["dataset"]))
+    found = []
+    key: Any
+    for key, group in _wide(targets).groupby(level=["method", "shots"], sort=False):
+        method, shots = key
+        cells = {dataset: cell.droplevel([0, 1, 2]) for dataset, cell in group.groupby(level="dataset")}
+        if len(cells) < len(names):
+            continue
+        seeds = tuple(sorted(set.intersection(*(set(cell.index) for cell in cells.values()))))
+        full = np.stack([cells[name].loc[list(seeds)].to_numpy() for name in names])
+        if seeds and not np.isnan(full).any():
+            values = {space: full[:, :, i] for i, space in enumerate(group.columns)}
+            found.append(Runs(method, shots, seeds, values))
+    return found
+
+
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Per method, shots and dataset, and for the average over datasets: mean and std (ddof 1) over seeds.
 
-    Columns: dataset, method, shots, parameters, seeds, seconds, then ``<classes>`` and
-    ``<classes>_std`` for each label space, and with base and novel ``hm``, ``hm_std`` and ``mean_hm``
-    (average row only). Missing values are NaN.
+    Columns: dataset, method, shots, parameters, seeds, seconds, memory (peak bytes), pictures (tested), then
+    ``<metric>``, ``<metric>_std``, ``<metric>_low`` and ``<metric>_high`` (95 % interval) for each label
+    space and, with base and novel, for ``hm``; and ``mean_hm`` (average row only). Missing values are NaN.
+    Intervals are t-intervals over seeds; of averages, stratified bootstrap intervals.
     """
-    spaces = [c for c in ("base", "novel", "all") if c in set(table["classes"])]
-    sources = set(table[table["source"]]["dataset"])
-    # What a transfer benchmark trains on comes first and is no part of the average.
-    datasets = [*sorted(sources), *sorted(set(table["dataset"]) - sources)]
-    averaged = len(datasets) - len(sources)
-    wide = table.pivot_table(
-        index=["method", "shots", "dataset", "seed"], columns="classes", values="accuracy", aggfunc="first"
+    keys = ["method", "shots", "dataset"]
+    wide = _wide(table)
+    spaces = [str(space) for space in wide]
+    if {"base", "novel"} <= set(spaces):
+        wide["hm"] = harmonic_mean(wide["base"].to_numpy(), wide["novel"].to_numpy())
+    groups = wide.groupby(level=keys, sort=False)
+    rows = groups.mean()
+    if "hm" in rows:
+        rows["hm"] = harmonic_mean(rows["base"].to_numpy(), rows["novel"].to_numpy())
+    rows["seeds"] = groups.size()
+    metrics = [*spaces, *(["hm"] if "hm" in rows else [])]
+    # What has no seed has no spread: its interval is a point.
+    point = rows.index.get_level_values("shots") == 0
+    for metric in metrics:
+        rows[f"{metric}_std"] = groups[metric].std(ddof=1)
+        half = np.where(point, 0.0, t_half_width(rows[f"{metric}_std"], rows["seeds"]))
+        rows[f"{metric}_low"], rows[f"{metric}_high"] = rows[metric] - half, rows[metric] + half
+    costs = table.groupby(keys, sort=False).agg(
+        parameters=("parameters", "first"), seconds=("seconds", "mean"), memory=("memory", "mean")
     )
-    rows = []
-    for (method, shots), group in wide.groupby(level=["method", "shots"], sort=False):
-        mine = table[(table["method"] == method) & (table["shots"] == shots)]
-        common: dict[str, Any] = {"method": method, "shots": shots}
-        per_dataset = []
-        for dataset, cell in group.groupby(level="dataset", sort=True):
-            seconds = mine[mine["dataset"] == dataset]["seconds"].mean()
-            parameters = int(mine[mine["dataset"] == dataset]["parameters"].iloc[0])
-            cell = cell.droplevel(["method", "shots", "dataset"])
-            row = _row(cell, spaces)
-            if dataset not in sources:
-                per_dataset.append((row, cell))
-            rows.append({"dataset": dataset, **common, "parameters": parameters, "seconds": seconds, **row})
-        if averaged > 1:
-            rows.append({"dataset": AVERAGE, **common, **_average(per_dataset, spaces, averaged, mine)})
-    summary = pd.DataFrame(rows)
+    tested = table.drop_duplicates([*keys, "classes"]).groupby(keys, sort=False)["pictures"].sum()
+    rows = rows.join(costs).join(tested).reset_index()
+    sources = sorted(set(table[table["source"]]["dataset"]))
+    # What a transfer benchmark trains on comes first and is no part of the average.
+    datasets = [*sources, *sorted(set(table["dataset"]) - set(sources))]
+    if len(datasets) - len(sources) > 1:
+        rows = pd.concat([rows, _averages(rows[~rows["dataset"].isin(sources)], measured(table))])
     order = {name: i for i, name in enumerate([*datasets, AVERAGE])}
-    sizes = summary.groupby("method")["parameters"].max()
-    keys = summary.assign(
-        _dataset=summary["dataset"].map(order), _size=summary["method"].map(sizes)
-    ).sort_values(["_dataset", "_size", "method", "shots"])
-    summary = keys.drop(columns=["_dataset", "_size"]).reset_index(drop=True)
-    summary.attrs = {key: table.attrs.get(key, []) for key in ("labels", "notes")}
-    summary.attrs["sources"] = sorted(sources)
+    sizes = rows.groupby("method")["parameters"].max()
+    rows = rows.assign(_dataset=rows["dataset"].map(order), _size=rows["method"].map(sizes))
+    rows = rows.sort_values(["_dataset", "_size", "method", "shots"])
+    numbers = [f"{metric}{end}" for metric in metrics for end in ("", "_std", "_low", "_high")]
+    first = ["dataset", "method", "shots", "parameters", "seeds", "seconds", "memory", "pictures"]
+    more = ["mean_hm"] if "mean_hm" in rows else []
+    summary = rows[[*first, *numbers, *more]].reset_index(drop=True)
+    summary.attrs = {**table.attrs, "sources": sources}
     return summary
 
 
-def _row(cell: pd.DataFrame, spaces: Sequence[str]) -> dict[str, Any]:
-    """Mean and std over seeds of ``cell`` [seeds x label spaces]."""
-    row: dict[str, Any] = {"seeds": len(cell)}
-    for space in spaces:
-        row[space], row[f"{space}_std"] = cell[space].mean(), cell[space].std(ddof=1)
-    if "base" in spaces and "novel" in spaces:
-        row["hm"] = harmonic_mean(row["base"], row["novel"])
-        each = [harmonic_mean(b, n) for b, n in zip(cell["base"], cell["novel"], strict=True)]
-        row["hm_std"] = pd.Series(each, dtype=float).std(ddof=1)
-    return row
+def _averages(rows: pd.DataFrame, runs: Sequence[Runs]) -> pd.DataFrame:
+    """One row per method and shots: averages of the seeds that all datasets have; missing if a dataset or
+    every seed is.
 
-
-def _average(
-    per_dataset: Sequence[tuple[dict[str, Any], pd.DataFrame]],
-    spaces: Sequence[str],
-    n_datasets: int,
-    mine: pd.DataFrame,
-) -> dict[str, Any]:
-    """The average over datasets of the seeds that all of them have; missing if a dataset or every seed is.
-
-    Mean over seeds and datasets, std of the seeds' own averages.
+    Mean over seeds and datasets, std of the seeds' own averages. Costs are averages over datasets; of
+    parameters, which differ where they depend on the classes, the largest.
     """
-    sizes = mine["parameters"].unique()
-    row: dict[str, Any] = {"parameters": int(sizes.max()), "seeds": 0}
-    if len(per_dataset) < n_datasets:
-        return row
-    seeds = sorted(set.intersection(*(set(cell.index) for _, cell in per_dataset)))
-    if not seeds:
-        return row
-    cells = [cell.loc[seeds] for _, cell in per_dataset]
-    row |= _row(sum(cells) / n_datasets, spaces)  # type: ignore[arg-type]
-    if "hm" in row:
-        row["mean_hm"] = sum(_row(cell, spaces)["hm"] for cell in cells) / n_datasets
-    row["seconds"] = mine.groupby("dataset")["seconds"].mean().mean()
-    return row
-
-
-def _text(summary: pd.DataFrame, plus_minus: str) -> pd.DataFrame:
-    """The summary as people read it: one column per number, "mean +- std"."""
-    shown = pd.DataFrame({"dataset": summary["dataset"], "method": summary["method"]})
-    if summary.loc[summary["shots"] > 0, "shots"].nunique() > 1:
-        shown["shots"] = [str(n) if n else "-" for n in summary["shots"]]
-    for key, title in (("base", "base"), ("novel", "novel"), ("hm", "HM"), ("all", "accuracy")):
-        if key in summary:
-            shown[title] = [
-                _number(mean, std, plus_minus)
-                for mean, std in zip(summary[key], summary[f"{key}_std"], strict=True)
-            ]
-    shown["parameters"] = [f"{int(n):,}" for n in summary["parameters"]]
-    shown["seeds"] = [str(int(n)) if n else "-" for n in summary["seeds"]]
-    return shown
-
-
-def _number(mean: float, std: float, plus_minus: str) -> str:
-    if pd.isna(mean):
-        return "-"
-    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} {plus_minus} {std:.2f}"
-
-
-def notes(summary: pd.DataFrame) -> list[str]:
-    """What a reader must know to read the table right."""
-    lines = ["Accuracy in percent: mean ± standard deviation (ddof 1) over seeds."]
-    if "hm" in summary:
-        lines.append("HM: harmonic mean of the mean base and the mean novel accuracy.")
-    if "mean_hm" in summary and summary["mean_hm"].notna().any():
-        means = summary[summary["dataset"] == AVERAGE].dropna(subset=["mean_hm"])
-        each = ", ".join(f"{m} {v:.2f}" for m, v in zip(means["method"], means["mean_hm"], strict=True))
-        lines.append(f"Mean of the datasets' HMs, for comparison: {each}.")
-    if sources := summary.attrs.get("sources"):
-        lines.append(f"Trained on {', '.join(sources)}, which is no part of the average.")
-    if labels := summary.attrs.get("labels"):
-        names = ", ".join(label.partition(": ")[0] for label in labels)
-        lines.append(f"Non-standard splits, not comparable with published numbers: {names}.")
-    if more := summary.attrs.get("notes"):
-        lines.append(f"{'; '.join(more)}.")
-    lacking = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] == 0)]["method"].unique()
-    if len(lacking):
-        lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")
-    full = summary[(summary["dataset"] == AVERAGE) & (summary["seeds"] > 0)]
-    most = summary[summary["dataset"] != AVERAGE].groupby(["method", "shots"])["seeds"].max()
-    fewer = [
-        m for m, k, n in zip(full["method"], full["shots"], full["seeds"], strict=True) if n < most[m, k]
-    ]
-    if fewer:
-        lines.append(f"Average of {', '.join(fewer)}: only over the seeds that all its datasets have.")
-    return lines
-
-
-def render(summary: pd.DataFrame, style: Format, title: str = "") -> str:
-    """The table in one format. "table" is drawn with rich, the others are plain text for files."""
-    if style == "csv":
-        return summary.to_csv(index=False)
-    if style == "json":
-        return summary.to_json(orient="records", indent=1) + "\n"
-    if style == "latex":
-        shown = _text(summary, "±")
-        styled = shown.style.hide(axis="index").format(escape="latex")
-        text = styled.to_latex(
-            hrules=True, column_format="ll" + "r" * (shown.shape[1] - 2), caption=title or None
-        )
-        return text.replace("±", r"$\pm$")
-    if style == "md":
-        right = ["right"] * (len(_text(summary, "±").columns) - 2)
-        table = _text(summary, "±").to_markdown(
-            index=False, colalign=("left", "left", *right), disable_numparse=True
-        )
-        return table + "\n\n" + " ".join(notes(summary)) + "\n"
-    return _terminal(summary, title)
-
-
-def _terminal(summary: pd.DataFrame, title: str) -> str:
-    import rich.box
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = _text(summary, "±")
-    table = Table(title=title or None, box=rich.box.SIMPLE_HEAD, title_justify="left")
-    for column in shown.columns:
-        left = column in ("dataset", "method")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    datasets = list(shown["dataset"])
-    for i, row in enumerate(shown.itertuples(index=False)):
-        first = i == 0 or datasets[i - 1] != datasets[i]
-        end = i + 1 == len(datasets) or datasets[i + 1] != datasets[i]
-        table.add_row(row[0] if first else "", *row[1:], end_section=end)
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(table)
-    for line in notes(summary):
-        console.print(line)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    complete = {(one.method, one.shots): one for one in runs}
+    found = []
+    key: Any
+    for key, mine in rows.groupby(["method", "shots"], sort=False):
+        method, shots = key
+        row = {"dataset": AVERAGE, "method": method, "shots": shots, "seeds": 0}
+        row["parameters"] = mine["parameters"].max()
+        if one := complete.get((method, shots)):
+            row |= {"seeds": len(one.seeds), "pictures": mine["pictures"].sum()}
+            row |= {cost: mine[cost].mean() for cost in ("seconds", "memory")}
+            for metric in one.metrics:
+                row[metric] = one.headline[metric]
+                each = one.by_seed(metric)
+                row[f"{metric}_std"] = each.std(ddof=1) if len(each) > 1 else np.nan
+                row[f"{metric}_low"], row[f"{metric}_high"] = one.interval(metric)
+            if "hm" in one.metrics:
+                row["mean_hm"] = float(one.by_dataset("hm").mean())
+        found.append(row)
+    return pd.DataFrame(found)

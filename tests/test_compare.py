@@ -2,16 +2,21 @@
 
 import json
 import math
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from promptbench.compare import AVERAGE, frame, harmonic_mean, load_frame, render, summarise
+from promptbench import pairwise
+from promptbench.compare import AVERAGE, frame, harmonic_mean, load_frame, measured, render, summarise
 from promptbench.errors import UserError
 from promptbench.plots import pareto, tradeoff
 from promptbench.records import Counts, Record, Seconds, read_record, read_records
+from promptbench.stats import all_pairs
+from promptbench.tables import Format, escape
 from promptbench.trials import Evaluation, Trial
 
 
@@ -155,31 +160,81 @@ def test_zero_seeds_and_order() -> None:
     assert list(summary[summary["dataset"] == "a"]["method"]) == ["zeroshot", "small", "deep"]
 
 
-MARKDOWN = """\
-| dataset   | method   |         base |        novel |           HM |   parameters |   seeds |
-|:----------|:---------|-------------:|-------------:|-------------:|-------------:|--------:|
-| a         | zeroshot |        60.00 |        70.00 |        64.62 |            0 |       1 |
-| a         | small    |        75.00 |        75.00 |        75.00 |           40 |       1 |
-| a         | deep     | 82.50 ± 3.54 | 52.50 ± 3.54 | 64.17 ± 3.71 |        5,000 |       2 |
-| b         | zeroshot |        50.00 |        80.00 |        61.54 |            0 |       1 |
-| b         | deep     | 75.00 ± 0.00 | 65.00 ± 7.07 | 69.64 ± 4.06 |        5,000 |       2 |
-| average   | zeroshot |        55.00 |        75.00 |        63.46 |            0 |       1 |
-| average   | small    |            - |            - |            - |           40 |       - |
-| average   | deep     | 78.75 ± 1.77 | 58.75 ± 5.30 | 67.30 ± 4.13 |        5,000 |       2 |
-"""
+#: `render` of RECORDS in every format, and of their pairs
+TABLES = Path(__file__).parent / "tables"
+ENDINGS: dict[Format, str] = {"table": "txt", "md": "md", "csv": "csv", "json": "json", "latex": "tex"}
 
 
-def test_markdown_table() -> None:
+@pytest.mark.parametrize("style", ENDINGS)
+def test_golden_tables(style: Format) -> None:
+    table = frame(RECORDS)
+    name = f"base2novel.{ENDINGS[style]}"
+    assert render(summarise(table), style, "base2novel") == (TABLES / name).read_text()
+    assert (
+        pairwise.render(all_pairs(measured(table)), style) == (TABLES / f"pairs.{ENDINGS[style]}").read_text()
+    )
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@pytest.mark.parametrize("name", ["base2novel.tex", "pairs.tex"])
+def test_latex_compiles(name: str, tmp_path: Path) -> None:
+    table = (TABLES / name).read_text().replace("small", escape("a_b & 50% {#1} ~^\\ <x>"))
+    text = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{table}\end{{document}}"
+    (tmp_path / "t.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-2000:]
+
+
+def test_notes_below_the_table() -> None:
     text = render(summarise(frame(RECORDS)), "md")
-    assert text.startswith(MARKDOWN)
+    assert "Benchmark base2novel, backbone pocket, 16 shots, 1 to 2 seeds, n = 800 test pictures." in text
     assert "HM: harmonic mean of the mean base and the mean novel accuracy." in text
     assert "Mean of the datasets' HMs, for comparison: zeroshot 63.08, deep 66.90." in text
 
 
+def test_only_a_clear_best_is_bold() -> None:
+    """On a, deep's base interval is wide; on b its novel is below zero-shot's but not clearly."""
+    summary = summarise(frame(RECORDS))
+    assert cell(summary, "deep", "a")["base_low"] < 75 < cell(summary, "deep", "a")["base"]
+    alone = render(summarise(frame([make("m", "a", seed, 150 + seed, 150) for seed in (1, 2, 3)])), "md")
+    assert "**" not in alone  # nothing to be better than
+    one_seed = [make("small", "a", 1, 100, 100), *(make("deep", "a", s, 190, 190) for s in (1, 2, 3))]
+    assert "**" not in render(summarise(frame(one_seed)), "md")  # one seed says nothing about its spread
+    other = [make("small", "a", s, 100, 100) for s in (1, 2)]
+    text = render(summarise(frame([*one_seed[1:], *other])), "latex")
+    assert r"\textbf{95.00 $\pm$ 0.00}" in text
+    assert "Bold: best, with an interval above every other's." in text
+
+
+def test_intervals_are_those_of_the_t_distribution() -> None:
+    records = [make("m", "a", seed, base, 100) for seed, base in ((1, 120), (2, 130), (3, 134))]
+    summary = summarise(frame(records))
+    row = cell(summary, "m", "a")
+    half = 4.302653 * pd.Series([60.0, 65.0, 67.0]).std() / math.sqrt(3)
+    assert (row["base_low"], row["base_high"]) == pytest.approx((64 - half, 64 + half))
+    assert f"64.00 [{64 - half:.1f}, {64 + half:.1f}]" in render(summary, "md", intervals=True)
+    zeroshot = cell(summarise(frame(RECORDS)), "zeroshot", "a")
+    assert zeroshot["base_low"] == zeroshot["base_high"] == 60  # no seed, no spread
+    single = cell(summarise(frame(records[:1])), "m", "a")
+    assert math.isnan(single["base_low"])
+
+
+def test_rows_of_some_datasets() -> None:
+    text = render(summarise(frame(RECORDS)), "md", datasets=[AVERAGE])
+    assert text.count("| average ") == 3
+    assert "| a " not in text
+    assert "standard deviation" not in text  # shown nowhere
+
+
 def test_other_formats() -> None:
     summary = summarise(frame(RECORDS))
-    assert json.loads(render(summary, "json"))[0]["base"] == 60.0
-    assert render(summary, "csv").splitlines()[0].startswith("dataset,method,shots,parameters")
+    rows = json.loads(render(summary, "json"))
+    assert rows[0]["base"] == 60.0
+    assert rows[-1]["base_low"] < rows[-1]["base"] < rows[-1]["base_high"]
+    header = render(summary, "csv").splitlines()[0]
+    assert header.startswith("dataset,method,shots,parameters")
+    assert ",hm,hm_std,hm_low,hm_high," in header
     latex = render(summary, "latex", "Base to novel")
     assert r"\toprule" in latex
     assert r"82.50 $\pm$ 3.54" in latex

@@ -2,7 +2,8 @@
 
 A seed gives every method the same pictures in the same order, so methods are compared in pairs: the
 difference of the averages over datasets, seed by seed, with a 95 % t-interval and the p-value of the paired
-t-test, Holm-corrected over all pairs shown. Zero-shot has no seed: its one result stands in every pair.
+t-test (`promptbench.stats`), Holm-corrected over all pairs shown. Zero-shot has no seed: its one result
+stands in every pair.
 
     python -m tools.pocket.orderings                                  # print
     python -m tools.pocket.orderings --write docs/pocket/orderings.md
@@ -10,13 +11,12 @@ t-test, Holm-corrected over all pairs shown. Zero-shot has no seed: its one resu
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from promptbench.compare import harmonic_mean, load_frame
+from promptbench import stats
+from promptbench.compare import load_frame, measured
+from promptbench.pairwise import difference_text, p_text
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("zeroshot", "coop", "ivlp", "maple", "mmlop")
@@ -28,67 +28,43 @@ CLAIMS = (
 )
 
 
-Averages = dict[str, dict[str, np.ndarray]]  # method -> metric -> one value per seed
-
-
-def per_seed(out: Path) -> tuple[Averages, int]:
-    """Averages over datasets, HM that of the averages; and the number of seeds."""
+def runs(out: Path) -> tuple[dict[str, stats.Runs], int]:
+    """The methods' runs by name, and the number of seeds."""
     table = load_frame(out)
-    table = table[table["method"].isin(METHODS)]
-    seeds = sorted(set(table["seed"]) - {0})
-    wide: Any = table.pivot_table(
-        index=["method", "seed"], columns=["classes", "dataset"], values="accuracy", aggfunc="first"
-    )
-    if wide.isna().any(axis=None) or len(wide) != 1 + len(seeds) * (table["method"].nunique() - 1):
+    found = {one.method: one for one in measured(table[table["method"].isin(METHODS)])}
+    seeds = {one.seeds for one in found.values() if one.shots}
+    if len(found) < len(METHODS) or len(seeds) > 1:
         raise SystemExit("A seed or a dataset is missing for a method; run the rest first.")
-    found: Averages = {}
-    for method in sorted(set(table["method"])):
-        mine = wide.loc[method]
-        if method == "zeroshot":  # the same result, whatever the seed
-            mine = mine.loc[[0] * len(seeds)]
-        metrics = {half: mine[half].mean(axis=1).to_numpy() for half in ("base", "novel")}
-        pairs = zip(metrics["base"], metrics["novel"], strict=True)
-        found[method] = metrics | {"hm": np.array([harmonic_mean(b, n) for b, n in pairs])}
-    return found, len(seeds)
+    return dict(sorted(found.items())), len(seeds.pop())
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % t-interval of the mean; a single point where nothing varies."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return float(low), float(high)
+def mean_text(one: stats.Runs, metric: str) -> str:
+    """Mean over seeds and its t-interval in brackets."""
+    values = one.by_seed(metric)
+    text = f"{values.mean():.2f}"
+    if len(values) < 2:
+        return text
+    half = stats.t_half_width(values.std(ddof=1), len(values))
+    return f"{text} [{values.mean() - half:.2f}, {values.mean() + half:.2f}]"
 
 
-def shown(values: np.ndarray, sign: str = "") -> str:
-    """Mean and interval in brackets."""
-    low, high = interval(values)
-    text = f"{values.mean():{sign}.2f}"
-    return text if low == high else f"{text} [{low:{sign}.2f}, {high:{sign}.2f}]"
+def verdict(p: float, difference: float) -> str:
+    """Whether a claim holds whose difference should be positive."""
+    return "open" if not p < stats.ALPHA else "yes" if difference > 0 else "no"
 
 
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's correction of several p-values, in their order."""
-    order = np.argsort(p_values)
-    steps = [p_values[index] * (len(p_values) - rank) for rank, index in enumerate(order)]
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return corrected.tolist()
-
-
-def report(found: Averages, seeds: int) -> str:
+def report(found: dict[str, stats.Runs], seeds: int) -> str:
     """The page: means, then a table of pairs for each claim."""
     means = [
-        {"method": method, **{name: shown(values) for name, values in metrics.items()}}
-        for method, metrics in found.items()
+        {"method": name, **{metric: mean_text(one, metric) for metric in one.metrics}}
+        for name, one in found.items()
     ]
-    pairs = [
-        (claim, f"{method} - {other}", sign * (found[method][metric] - found[other][metric]), sign)
-        for claim, metric, method, sign in CLAIMS
-        for other in found
-        if other != method
+    tested = [
+        stats.paired([(found[method], other) for name, other in found.items() if name != method], metric)
+        for _, metric, method, _ in CLAIMS
     ]
-    p_values = holm([float(stats.ttest_1samp(difference, 0).pvalue) for _, _, difference, _ in pairs])
+    pairs = pd.concat(tested, keys=[claim for claim, *_ in CLAIMS])
+    pairs["p"] = stats.holm(pairs["p_seeds"].tolist())
     text = f"""# Do the papers' orderings hold on pocket?
 
 Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference): base2novel,
@@ -97,15 +73,16 @@ Each learning rate was chosen with the same budget on validation pictures of the
 
 {pd.DataFrame(means).to_markdown(index=False, disable_numparse=True)}
 """
-    for claim in dict.fromkeys(claim for claim, *_ in pairs):
-        rows = []
-        for (of, pair, difference, sign), p in zip(pairs, p_values, strict=True):
-            if of == claim:
-                verdict = "open" if p >= 0.05 else "yes" if difference.mean() > 0 else "no"
-                p_text = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-                rows.append(
-                    {"pair": pair, "difference": shown(sign * difference, "+"), "p": p_text, "holds": verdict}
-                )
+    for claim, _, _, sign in CLAIMS:
+        rows = [
+            {
+                "pair": f"{row['method']} - {row['other']}",
+                "difference": difference_text(row["difference"], row["low"], row["high"]),
+                "p": p_text(row["p"]),
+                "holds": verdict(row["p"], sign * row["difference"]),
+            }
+            for row in pairs.loc[[claim]].to_dict("records")
+        ]
         table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
         text += f"\n## {claim}?\n\n{table}\n"
     return f"""{text}
@@ -120,7 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "reference")
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
-    text = report(*per_seed(given.out))
+    text = report(*runs(given.out))
     print(text)
     if given.write:
         given.write.write_text(text, "utf-8")
