@@ -224,7 +224,7 @@ def compare(
     from promptbench.compare import load_frame, measured, summarise
     from promptbench.errors import unknown
     from promptbench.stats import all_pairs
-    from promptbench.tables import render
+    from promptbench.tables import caption, render
     from promptbench.trials import get_benchmark
 
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
@@ -237,7 +237,7 @@ def compare(
         if name not in set(summary["dataset"]):
             raise unknown("dataset among the records", name, summary["dataset"].unique())
     if pairs:
-        print(pairwise.render(all_pairs(measured(table)), style, benchmark))  # type: ignore[arg-type]
+        print(pairwise.render(all_pairs(measured(table)), style, caption(summary)))  # type: ignore[arg-type]
     else:
         print(render(summary, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
         if style == "table":
