@@ -33,6 +33,18 @@ def _examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
 
 
+#: `promptbench.plots.FIGURES`, which is not imported for --help
+FIGURES = (
+    "tradeoff",
+    "base-novel",
+    "heatmap",
+    "fewshot",
+    "curves",
+    "prompts",
+    "ablation",
+    "critical-difference",
+)
+
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
 
@@ -196,17 +208,15 @@ def profile(
 
 @app.command(
     epilog=_examples(
-        "promptbench compare --plot tradeoff",
-        "promptbench compare --out results/reference --format md",
+        "promptbench compare --plot tradeoff --x seconds --plot heatmap",
+        "promptbench compare --out results/reference --dataset average --format md",
+        "promptbench compare --source published --plot tradeoff --backbone ViT-B-16-quickgelu",
     )
 )
 def compare(
     benchmark: Annotated[str, typer.Option(help="See `promptbench ls benchmarks`.")] = "base2novel",
     backbone: Annotated[str | None, typer.Option(help="Only records of this backbone.")] = None,
     style: Annotated[str, typer.Option("--format", help="table, md, csv, latex or json.")] = "table",
-    plot: Annotated[str | None, typer.Option(help="Draw a figure too: tradeoff.")] = None,
-    metric: Annotated[str, typer.Option(help="What the figure shows: hm, base, novel or all.")] = "hm",
-    plots: Annotated[Path | None, typer.Option(help="Folder for figures; default: plots in --out.")] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(help="Show only these rows: a dataset, or average; may be repeated."),
@@ -217,36 +227,70 @@ def compare(
     pairs: Annotated[
         bool, typer.Option("--pairs", help="The table of all methods in pairs instead: differences, tests.")
     ] = False,
+    source: Annotated[
+        str, typer.Option(help="measured, published (results/published.csv alone) or both.")
+    ] = "measured",
+    published: Annotated[bool, typer.Option("--published", help="The same as --source both.")] = False,
+    plot: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Draw a figure too: tradeoff, base-novel, heatmap, fewshot, curves, prompts, ablation or "
+            "critical-difference; may be repeated."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What figures show: hm, base, novel or all.")] = "hm",
+    x: Annotated[
+        str, typer.Option("--x", help="Cost in the trade-off: params, seconds, memory or gflop.")
+    ] = "params",
+    plots: Annotated[Path | None, typer.Option(help="Folder for figures; default: plots in --out.")] = None,
     out: Out = Path("results"),
 ) -> None:
-    """Table and figures of all records in the results folder. Nothing is trained."""
+    """Table, statistics and figures of all records in the results folder. Nothing is trained."""
     from promptbench import pairwise
-    from promptbench.compare import load_frame, measured, summarise
+    from promptbench.compare import measured
     from promptbench.errors import unknown
+    from promptbench.material import load_material
     from promptbench.stats import all_pairs
     from promptbench.tables import caption, render
     from promptbench.trials import get_benchmark
 
+    costs = {"params": "parameters", "seconds": "seconds", "memory": "memory", "gflop": "gflop"}
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
     _one_of("--metric", metric, ("hm", "base", "novel", "all"))
-    if plot is not None:
-        _one_of("--plot", plot, ("tradeoff",))
-    table = load_frame(out, get_benchmark(benchmark).name, backbone)
-    summary = summarise(table)
+    _one_of("--source", source, ("measured", "published", "both"))
+    _one_of("--x", x, tuple(costs))
+    for name in plot or ():
+        _one_of("--plot", name, FIGURES)
+    material = load_material(
+        out,
+        get_benchmark(benchmark).name,
+        backbone,
+        metric,
+        costs[x],
+        "both" if published else source,  # type: ignore[arg-type]  # checked above
+    )
+    shown = material.shown
     for name in dataset or ():
-        if name not in set(summary["dataset"]):
-            raise unknown("dataset among the records", name, summary["dataset"].unique())
+        if name not in set(shown["dataset"]):
+            raise unknown("dataset of the table", name, shown["dataset"].unique())
+    tested = all_pairs(measured(material.table)) if material.records else None
     if pairs:
-        print(pairwise.render(all_pairs(measured(table)), style, caption(summary)))  # type: ignore[arg-type]
+        if tested is None or tested.empty:
+            raise UserError("--pairs needs records of two methods with every dataset and a common seed.")
+        print(pairwise.render(tested, style, caption(shown)))  # type: ignore[arg-type]
     else:
-        print(render(summary, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
-        if style == "table":
-            print(pairwise.summary(all_pairs(measured(table))))
+        print(render(shown, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
+        if style == "table" and tested is not None:
+            print(pairwise.summary(tested))
     if plot:
-        from promptbench.plots import tradeoff
+        from promptbench.plots import draw
 
-        for path in tradeoff(summary, plots or out / "plots", metric):
-            print(f"wrote {path}", file=sys.stderr)
+        for name in dict.fromkeys(plot):
+            drawing = draw(name, material)
+            for line in drawing.said:
+                print(line, file=sys.stderr)
+            for path in drawing.save(plots or out / "plots"):
+                print(f"wrote {path}", file=sys.stderr)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare the standard datasets.")

@@ -209,7 +209,7 @@ class Step:
         times = [[_seconds(run, device) for run in runs] for _ in range(repeats)]
         seconds = [statistics.median(column) for column in zip(*times, strict=True)]
         peaks = [_peak_bytes(run, device) for run in runs]
-        gflop = _gflop(runs[0])
+        arithmetic = gflop(runs[0])
 
         def part(run: Callable[[], object]) -> float:
             run()
@@ -228,8 +228,8 @@ class Step:
             optimiser=part(self.optimizer.step),
             data=decoding,
             fast_peak_bytes=peaks[0],
-            gflop=gflop,
-            gemm_fraction=1e9 * gflop / seconds[0] / rate,
+            gflop=arithmetic,
+            gemm_fraction=1e9 * arithmetic / seconds[0] / rate,
             reference_seconds=seconds[1] if reference else None,
             ratio=seconds[1] / seconds[0] if reference else None,
             reference_peak_bytes=peaks[1] if reference else None,
@@ -254,7 +254,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _gflop(run: Callable[[], object]) -> float:
+def gflop(run: Callable[[], object]) -> float:
+    """Billions of floating point operations of ``run``: of matrix products and attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

@@ -15,8 +15,10 @@ import pandas as pd
 
 from promptbench import cards
 from promptbench.compare import AVERAGE, frame, summarise
-from promptbench.method import get_method
+from promptbench.errors import UserError
+from promptbench.method import Method, get_method, methods, resolve_settings
 from promptbench.records import Counts, Record
+from promptbench.weights import backbone_shape
 
 BACKBONES = {
     "ViT-B-16-quickgelu": "ViT-B/16",
@@ -44,27 +46,93 @@ def table() -> pd.DataFrame:
     return pd.read_csv(Path(str(resources.files("promptbench.results"))) / "published.csv")
 
 
+@cache
+def _comparable(benchmark: str, backbone: str) -> pd.DataFrame:
+    """The rows of a benchmark and backbone that are the papers' own setting, with their number of shots."""
+    rows = table()
+    rows = rows[
+        (rows["benchmark"] == benchmark)
+        & (rows["backbone"] == BACKBONES.get(backbone))
+        & ~rows["setting"].str.contains(_NOT_THE_PAPERS)
+    ]
+    transfer = benchmark in ("crossdataset", "domain")
+    shots = rows["setting"].str.extract(r"^ImageNet (16)-shot source" if transfer else r"^(\d+)-shot\b")[0]
+    zero = rows["setting"].str.startswith("zero-shot")
+    return rows.assign(shots=shots.mask(zero, "0").astype(float)).dropna(subset=["shots"])
+
+
 def lookup(
     method: str, benchmark: str, dataset: str, metric: str, shots: int, backbone: str
 ) -> dict[str, Any] | None:
     """The row to compare with; None if nothing was published. ``metric``: base, novel, hm or all."""
     kind = get_method(method)
-    rows = table()
+    rows = _comparable(benchmark, backbone)
     rows = rows[
         (rows["method"] == kind.published_name)
-        & (rows["benchmark"] == benchmark)
         & (rows["dataset"] == (_AVERAGES[benchmark] if dataset == AVERAGE else dataset))
         & (rows["metric"] == ("accuracy" if metric == "all" else metric))
-        & (rows["backbone"] == BACKBONES.get(backbone))
-        & ~rows["setting"].str.contains(_NOT_THE_PAPERS)
+        & (rows["shots"] == (shots if kind.uses_shots else 0))
     ]
-    if not kind.uses_shots:
-        rows = rows[rows["setting"].str.startswith("zero-shot")]
-    elif benchmark in ("crossdataset", "domain"):
-        rows = rows[rows["setting"].str.startswith("ImageNet 16-shot source")]
-    else:
-        rows = rows[rows["setting"].str.match(rf"{shots}-shot\b")]
     return {str(key): value for key, value in rows.iloc[0].items()} if len(rows) else None
+
+
+def rows(benchmark: str, backbone: str) -> pd.DataFrame:
+    """Published numbers in the columns of `compare.summarise`, and where they stand (source).
+
+    Of the methods here, under their names here, with the parameters of their formula (NaN where these grow
+    with the classes); and of others whose number of parameters was published. Seeds are 0, nothing was
+    measured. Raises UserError if nothing was published for the backbone.
+    """
+    if backbone not in BACKBONES:
+        raise UserError(
+            f"Nothing was published for the backbone {backbone!r}; published numbers are of "
+            f"{', '.join(BACKBONES)}: choose one with --backbone."
+        )
+    known = _comparable(benchmark, backbone)
+    ours = {kind.published_name: kind for kind in methods().values() if kind.published_name}
+    seedless = {name for name, kind in ours.items() if not kind.uses_shots}
+    known = known[(known["shots"] == 0) == known["method"].isin(seedless)]
+    sizes = table().dropna(subset=["trainable_params"]).groupby("method")["trainable_params"].first()
+    known = known[known["method"].isin([*ours, *sizes.index])]
+    found: list[dict[str, Any]] = []
+    key: Any
+    for key, group in known.groupby(["method", "shots", "dataset"], sort=False):
+        name, shots, dataset = key
+        first = group.drop_duplicates("metric").set_index("metric")
+        row = {
+            "dataset": AVERAGE if dataset == _AVERAGES[benchmark] else dataset,
+            "method": ours[name].name if name in ours else name,
+            "shots": int(shots),
+            "parameters": _parameters(ours[name], benchmark, int(shots), backbone)
+            if name in ours
+            else sizes[name],
+            "seeds": 0,
+            "source": first["source"].iloc[0],
+        }
+        for metric, value in first["value"].items():
+            key = "all" if metric == "accuracy" else str(metric)
+            row |= {key: float(value)} | {f"{key}_{end}": float("nan") for end in ("std", "low", "high")}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def beside(rows: pd.DataFrame, summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+    """Of published ``rows`` those that stand beside measured ones: of the same datasets and shots, and the
+    average only if the measured one is over the very datasets of the published."""
+    datasets_here = set(summary["dataset"])
+    if (
+        not set(datasets(benchmark)[1]) <= datasets_here
+        or len(datasets_here) > len(datasets(benchmark)[1]) + 2
+    ):
+        datasets_here -= {AVERAGE}
+    return rows[rows["dataset"].isin(datasets_here) & rows["shots"].isin({0, *summary["shots"]})]
+
+
+def _parameters(kind: type[Method], benchmark: str, shots: int, backbone: str) -> float:
+    """By the method's formula, in the paper's setting; NaN where it depends on the number of classes."""
+    settings = resolve_settings(kind, benchmark, shots, "")
+    one, two = (kind.parameter_count(settings, backbone_shape(backbone), n) for n in (1, 2))
+    return one if one == two else float("nan")
 
 
 def band(trains: bool, dataset: str, metric: str) -> float:

@@ -1,0 +1,40 @@
+"""Figures: each is drawn from one `Material` and written as PNG, PDF and the CSV of what it shows.
+
+`FIGURES` holds them by name. A figure that the material cannot give raises UserError with one sentence, so
+"all that apply" is: try each.
+"""
+
+from collections.abc import Callable
+
+from promptbench.plots.ablation import ablation
+from promptbench.plots.base import Drawing, Material
+from promptbench.plots.base_novel import base_novel
+from promptbench.plots.curves import curves
+from promptbench.plots.fewshot import fewshot
+from promptbench.plots.heatmap import heatmap
+from promptbench.plots.prompts import prompts
+from promptbench.plots.ranks import critical_difference
+from promptbench.plots.tradeoff import pareto, tradeoff
+
+__all__ = ["FIGURES", "Drawing", "Material", "draw", "pareto"]
+
+FIGURES: dict[str, Callable[[Material], Drawing]] = {
+    "tradeoff": tradeoff,
+    "base-novel": base_novel,
+    "heatmap": heatmap,
+    "fewshot": fewshot,
+    "curves": curves,
+    "prompts": prompts,
+    "ablation": ablation,
+    "critical-difference": critical_difference,
+}
+
+
+def draw(name: str, material: Material) -> Drawing:
+    """The figure called ``name``, in the style of all. Raises UserError where the material cannot give it."""
+    import matplotlib
+
+    from promptbench.plots.base import STYLE
+
+    with matplotlib.rc_context(STYLE):
+        return FIGURES[name](material)

@@ -1,0 +1,172 @@
+"""What a drawing is, and the style and helpers all figures share."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from promptbench.errors import UserError
+from promptbench.files import write_atomic
+from promptbench.material import Material
+
+# Okabe and Ito's palette: told apart with every common colour blindness, and in grey by the markers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.")
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "pdf.fonttype": 42,  # embedded as TrueType
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+}
+WIDTH = 6.5  # inches: the text of a page
+NAMES = {
+    "hm": "Harmonic mean of base and novel accuracy (%)",
+    "all": "Accuracy, all classes (%)",
+    "base": "Base accuracy (%)",
+    "novel": "Novel accuracy (%)",
+}
+
+
+def look(material: Material, method: str) -> dict[str, Any]:
+    """Colour and marker of a method, the same in every figure of the material."""
+    i = list(material.shown["method"].unique()).index(method)
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def line(material: Material, method: str) -> dict[str, Any]:
+    """The same with a line style: methods of one colour differ in it."""
+    i = list(material.shown["method"].unique()).index(method)
+    return look(material, method) | {"linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+
+
+def point(material: Material, row: Any) -> dict[str, Any]:
+    """How the point of a row is drawn: published numbers hollow."""
+    hollow = (
+        {"mfc": "white", "mew": 1.1} if isinstance(row.get("source"), str) else {"mec": "0.2", "mew": 0.4}
+    )
+    return look(material, row["method"]) | hollow
+
+
+@dataclass
+class Drawing:
+    """A figure, the rows it shows, and what is to be said of it in sentences."""
+
+    name: str
+    figure: Figure
+    data: pd.DataFrame
+    said: list[str] = field(default_factory=list)
+
+    def image(self, kind: str = "png") -> bytes:
+        """The figure as a file: png, pdf or svg. The same records give the same bytes: no dates."""
+        metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+        file = io.BytesIO()
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+            self.figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+        return file.getvalue()
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write PNG, PDF and the CSV of what is shown. Raises UserError if the folder cannot be written."""
+        paths = [folder / f"{self.name}.{kind}" for kind in ("png", "pdf", "csv")]
+        write_atomic(paths[0], self.image("png"))
+        write_atomic(paths[1], self.image("pdf"))
+        write_atomic(paths[2], self.data.to_csv(index=False))
+        return paths
+
+
+def new_figure(width: float = WIDTH, height: float = 3.7) -> Figure:
+    """An empty figure that no display and no global state knows of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(count: int, columns: int, height: float = 1.7) -> tuple[Figure, list[Any]]:
+    """A figure of ``count`` axes in rows of ``columns``."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = new_figure(max(3.5, WIDTH * min(1, columns / 3)), height * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for extra in axes[count:]:
+        extra.set_visible(False)
+    return figure, axes[:count]
+
+
+def label_points(
+    axes: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    texts: Sequence[str],
+    avoid: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Names beside points, moved until none lies on another, on a marker or on one of ``avoid`` [(x, y)]."""
+    from adjustText import adjust_text
+
+    axes.figure.canvas.draw()
+    kept = [text for text in axes.texts if text.get_text()]
+    labels = [axes.text(a, b, text, fontsize=7, ha="center") for a, b, text in zip(x, y, texts, strict=True)]
+    # adjust_text knows points only: markers are rings of them.
+    place = axes.transData
+    turns = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    ring = 0.06 * axes.figure.dpi * np.column_stack([np.cos(turns), np.sin(turns)])
+    rings = [place.inverted().transform(place.transform((a, b)) + ring) for a, b in zip(x, y, strict=True)]
+    static = np.concatenate([np.column_stack([x, y]), *rings, np.reshape(list(avoid), (-1, 2))])
+    adjust_text(
+        labels,
+        x=static[:, 0],
+        y=static[:, 1],
+        target_x=list(x),
+        target_y=list(y),
+        ax=axes,
+        objects=kept or None,
+        expand=(1.1, 1.2),
+        ensure_inside_axes=True,
+        iter_lim=2000,
+        arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5},
+    )
+
+
+def bottom(axes: Sequence[Any], label: str) -> None:
+    """Name the x axis under the lowest panel of each column."""
+    columns = {round(one.get_position().x0, 2): one for one in axes}
+    for one in columns.values():
+        one.set_xlabel(label)
+
+
+def legend_below(figure: Figure, axes: Any, columns: int = 5) -> None:
+    """One legend for all panels, under them."""
+    handles: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def error_bars(row: Any, metric: str) -> list[list[float]] | None:
+    """Distances from the mean to the ends of the 95 % interval, for `errorbar`; None where there is none."""
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    if low is None or pd.isna(low) or low == high:
+        return None
+    return [[max(0.0, row[metric] - low)], [max(0.0, high - row[metric])]]
+
+
+def need(ok: Any, message: str) -> None:
+    """Raise UserError(message) unless ``ok``."""
+    if not ok:
+        raise UserError(message)
