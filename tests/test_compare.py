@@ -13,7 +13,6 @@ import pytest
 from promptbench import pairwise
 from promptbench.compare import AVERAGE, frame, harmonic_mean, load_frame, measured, render, summarise
 from promptbench.errors import UserError
-from promptbench.plots import pareto, tradeoff
 from promptbench.records import Counts, Record, Seconds, read_record, read_records
 from promptbench.stats import all_pairs
 from promptbench.tables import Format, escape
@@ -320,55 +319,6 @@ def test_hash_names_everything_but_the_labels() -> None:
     ):
         other = Trial(**{**trial.model_dump(), **change})
         assert other.hash != trial.hash
-
-
-def test_pareto() -> None:
-    assert pareto([10, 100, 1000, 50], [60.0, 70.0, 65.0, 70.0]) == [0, 3]
-    assert pareto([10, 10], [60.0, 61.0]) == [1]
-
-
-def test_tradeoff_files(tmp_path: Path) -> None:
-    summary = summarise(frame([r for r in RECORDS if r.trial.method != "small"]))
-    paths = tradeoff(summary, tmp_path)
-    assert [path.name for path in paths] == ["tradeoff-hm.png", "tradeoff-hm.pdf", "tradeoff-hm.csv"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    assert b"/Type3" not in paths[1].read_bytes()  # embedded as TrueType
-    table = pd.read_csv(paths[2])
-    assert list(table["method"]) == ["zeroshot", "deep"]
-    assert table["hm"].iloc[1] == pytest.approx(cell(summary, "deep", AVERAGE)["hm"])
-    first = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in tradeoff(summary, tmp_path)] == first  # same records, same files
-    with pytest.raises(UserError, match="at least one trained method"):
-        tradeoff(summarise(frame(RECORDS[:2])), tmp_path)
-
-
-def test_what_zero_shot_beats_is_on_no_front(tmp_path: Path) -> None:
-    rows = [("zeroshot", 0, 140, 0), ("coop", 1, 130, 512), ("mmlop", 1, 150, 2916), ("ivlp", 1, 149, 11520)]
-    records = [make(name, "a", seed, base, 140, size) for name, seed, base, size in rows]
-    table = pd.read_csv(tradeoff(summarise(frame(records)), tmp_path)[2]).set_index("method")
-    assert list(table.index[table["pareto"].astype(str) == "True"]) == ["mmlop"]
-
-
-def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points close to each other: no label lies on another."""
-    from promptbench import plots
-
-    kept: list[Any] = []
-
-    def keep(figure: Any, *rest: Any) -> list[Path]:
-        kept.append(figure)
-        return []
-
-    monkeypatch.setattr(plots, "_save", keep)
-    names = [("coop", 512, 150), ("tiny_method", 560, 151), ("mmlop", 2916, 152), ("ivlp", 11520, 149)]
-    tradeoff(summarise(frame([make(n, "a", 1, b, 140, p) for n, p, b in names])), tmp_path)
-    figure = kept[0]
-    figure.canvas.draw()
-    axes = figure.axes[0]
-    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
-    assert len(boxes) == 4
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
