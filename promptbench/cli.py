@@ -293,6 +293,50 @@ def compare(
                 print(f"wrote {path}", file=sys.stderr)
 
 
+@app.command(
+    epilog=_examples(
+        "promptbench report --out results/reference",
+        "promptbench report --benchmark base2novel --data-root ~/data --file base2novel.html",
+    )
+)
+def report(
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one of `promptbench ls benchmarks`; may be repeated. Default: all."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Only records of this backbone.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="The file to write; default: report.html in --out.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Card (.yaml) or folder of pictures of a dataset of your own, for examples of confusions; "
+            "may be repeated."
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    out: Out = Path("results"),
+) -> None:
+    """One HTML file of all records: summary, tables, figures, classes, confusions, settings. To be mailed."""
+    from promptbench import data
+    from promptbench.report import write_report
+    from promptbench.trials import get_benchmark
+
+    own = {one.name: one for one in (data.load(name, data_root) for name in dataset or ())}
+    path = file or out / "report.html"
+    missing = write_report(
+        out,
+        path,
+        [get_benchmark(name).name for name in benchmark or ()],
+        backbone,
+        lambda name: own.get(name) or data.load(name, data_root),
+    )
+    for name, reason in sorted(missing.items()):
+        print(f"no pictures of {name}: {reason}", file=sys.stderr)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare the standard datasets.")
 app.add_typer(data_app, name="data")
 

@@ -43,7 +43,19 @@ def load_records(out: Path, benchmark: str, backbone: str | None = None) -> list
         raise UserError(
             f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."
         )
-    found = [r for r in records if r.trial.split == "test" and r.trial.limit is None]
+    return comparable(records, out, benchmark, backbone)
+
+
+def is_whole_test(record: Record) -> bool:
+    """False for smoke runs (--limit) and other splits than test, which no table counts."""
+    return record.trial.split == "test" and record.trial.limit is None
+
+
+def comparable(
+    records: Sequence[Record], out: Path, benchmark: str, backbone: str | None = None
+) -> list[Record]:
+    """Of the ``records`` found under ``out`` those that `load_records` takes. Raises UserError as it does."""
+    found = [r for r in records if is_whole_test(r)]
     aside = sum(r.trial.benchmark == benchmark for r in records)
     have = sorted({r.trial.benchmark for r in found})
     found = [r for r in found if r.trial.benchmark == benchmark]

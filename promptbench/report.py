@@ -1,0 +1,219 @@
+"""One HTML file with everything that records of finished runs say: no network, no server, can be mailed.
+
+`collect` reads each record once and keeps sums; `build` makes the page from them. What other modules give
+for tables and figures enters in `tables` and `figures` only.
+"""
+
+import base64
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import promptbench
+from promptbench import report_tables, wording
+from promptbench.compare import comparable, frame, is_whole_test, notes, summarise
+from promptbench.data import Dataset, load
+from promptbench.errors import UserError
+from promptbench.files import canonical, write_atomic
+from promptbench.mistakes import Album, Mistakes, Who
+from promptbench.plots import tradeoff
+from promptbench.records import Record, each_record
+from promptbench.report_tables import Fold, Table
+from promptbench.trials import BENCHMARKS, get_benchmark
+
+MAX_BROKEN = 20  # paths of records that cannot be read
+
+
+class Figure(NamedTuple):
+    """A picture of data: its caption and a PNG as a data URI."""
+
+    caption: str
+    uri: str
+
+
+@dataclass
+class Section:
+    """All about one benchmark. ``verdicts`` are (what, sentence)."""
+
+    name: str
+    about: str
+    lead: str
+    verdicts: list[tuple[str, str]]
+    caution: str
+    averages: Table
+    notes: list[str]
+    figures: list[Figure]
+    datasets: list[Fold]
+    shots: int
+    classes: list[Fold]
+    confusions: list[Fold]
+    settings: Fold
+
+
+@dataclass
+class Collected:
+    """What is kept of the records under ``out``: the records without their classes and confusions, whose
+    sums are in ``mistakes``; one record's hash for each `Who`; files that are no records; and how many
+    records no table counts."""
+
+    out: Path
+    records: list[Record] = field(default_factory=list)
+    mistakes: Mistakes = field(default_factory=Mistakes)
+    first: dict[Who, str] = field(default_factory=dict)
+    broken: list[Path] = field(default_factory=list)
+    aside: int = 0
+
+
+def write_report(
+    out: Path,
+    file: Path,
+    benchmarks: Sequence[str] = (),
+    backbone: str | None = None,
+    find: Callable[[str], Dataset] = load,
+) -> dict[str, str]:
+    """Write the report of the records under ``out`` to ``file``; by dataset, why pictures are not shown.
+
+    ``benchmarks``: only these, else all there are records of. ``find`` gives a dataset by name for its
+    pictures, or raises UserError. Raises UserError where `compare.load_records` and `compare.frame` do,
+    except that records which cannot be read are listed in the report.
+    """
+    album = Album(find)
+    write_atomic(file, build(collect(out, benchmarks, backbone), benchmarks, backbone, album))
+    return album.missing
+
+
+def collect(out: Path, benchmarks: Sequence[str] = (), backbone: str | None = None) -> Collected:
+    """Read every record once. Only what the report of these benchmarks and this backbone needs is summed."""
+    found = Collected(out)
+    environments: dict[str, dict[str, Any]] = {}
+    for path, record in each_record(out):
+        if record is None:
+            found.broken.append(path)
+            continue
+        if not benchmarks or record.trial.benchmark in benchmarks:
+            if not is_whole_test(record):
+                found.aside += 1
+            elif backbone in (None, record.trial.backbone):
+                found.first.setdefault(found.mistakes.add(record), record.hash)
+        for counts in record.evaluations:
+            counts.per_class, counts.confused = {}, []
+        record.environment = environments.setdefault(canonical(record.environment), record.environment)
+        found.records.append(record)
+    return found
+
+
+def build(found: Collected, benchmarks: Sequence[str], backbone: str | None, album: Album) -> str:
+    """The page. Raises UserError as `write_report`."""
+    sections, used = [], []
+    for name in _benchmarks(found, benchmarks, backbone):
+        records = comparable(found.records, found.out, name, backbone)
+        sections.append(_section(name, found, records, album))
+        used += records
+    texts = Counter(text for record in used for text in (*record.labels, *record.notes))
+    return _render(
+        sections=sections,
+        out=found.out.resolve().name,
+        count=len(used),
+        broken=[str(path.relative_to(found.out)) for path in found.broken[:MAX_BROKEN]],
+        more_broken=max(0, len(found.broken) - MAX_BROKEN),
+        aside=found.aside,
+        codes=len({record.hashes.get("code") for record in used}),
+        environments=report_tables.environments(used),
+        hashes=report_tables.hashes(used),
+        texts=sorted(texts.items()),
+        album=album,
+        version=promptbench.__version__,
+    )
+
+
+# ---------------------------------------------------------------------- what other modules give
+
+
+def tables(records: Sequence[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per evaluation, and means and deviations over seeds."""
+    table = frame(records)
+    return table, summarise(table)
+
+
+def figures(summary: pd.DataFrame) -> list[Figure]:
+    """The figures that can be drawn of these records."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            png = tradeoff(summary, Path(folder))[0].read_bytes()
+        except UserError:  # nothing was trained, or on no dataset in full
+            return []
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return [Figure("Accuracy against trainable parameters; the numbers are in the table of averages.", uri)]
+
+
+# ---------------------------------------------------------------------- a benchmark's section
+
+
+def _benchmarks(found: Collected, asked: Sequence[str], backbone: str | None) -> list[str]:
+    """Those asked for, else those with records to compare; at least one, so that having none is an error."""
+    if asked:
+        return list(dict.fromkeys(asked))
+    whole = [record.trial for record in found.records if is_whole_test(record)]
+    fitting = {trial.benchmark for trial in whole if backbone in (None, trial.backbone)}
+    names = fitting or {trial.benchmark for trial in whole} or {"base2novel"}
+    return sorted(names, key=lambda name: list(BENCHMARKS).index(get_benchmark(name).name))
+
+
+def _section(name: str, found: Collected, records: Sequence[Record], album: Album) -> Section:
+    table, summary = tables(records)
+    verdicts = wording.verdicts(table, summary)
+    labels = dict(zip(table["hash"], table["method"], strict=True))
+    most = int(summary["shots"].max())
+    named = {
+        labels[hash_[:8]]: who
+        for who, hash_ in found.first.items()
+        if who.benchmark == name and who.shots in (0, most)
+    }
+    methods = list(dict.fromkeys(summary["method"]))
+    whose = {method: named[method] for method in methods if method in named}
+    strong = {(method, v.shots, v.metric) for v in verdicts for method in v.top}
+    by_method = sorted(
+        ((labels[record.hash[:8]], record) for record in records), key=lambda one: methods.index(one[0])
+    )
+    several = len({verdict.shots for verdict in verdicts}) > 1
+    return Section(
+        name=name,
+        about=get_benchmark(name).summary,
+        lead=wording.lead(table, summary, records[0].trial),
+        verdicts=[(wording.title(verdict, several), wording.sentence(verdict)) for verdict in verdicts],
+        caution=wording.caution(verdicts),
+        averages=report_tables.averages(table, summary, strong),
+        notes=notes(summary),
+        figures=figures(summary),
+        datasets=report_tables.by_dataset(summary),
+        shots=most,
+        classes=report_tables.per_class(found.mistakes, whose),
+        confusions=report_tables.confusions(found.mistakes, whose, album),
+        settings=report_tables.settings(by_method),
+    )
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def _render(**values: Any) -> str:
+    """Fill in the template. Everything is escaped, and by the page's policy only the package's own style and
+    script act, which it knows by their hashes."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("promptbench", "html")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    parts = {kind: loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js")}
+    digests = {
+        f"{kind}_hash": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in parts.items()
+    }
+    return environment.get_template("report.html").render(**values, **parts, **digests)
