@@ -5,13 +5,14 @@ A record is added and may be forgotten: only sums are kept, so that many thousan
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from PIL import Image
 
+from promptbench.cards import Half, Split
 from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.records import Counts, Record
@@ -34,10 +35,11 @@ class Who(NamedTuple):
 
 
 class Where(NamedTuple):
-    """One evaluation: a dataset and the label space."""
+    """One evaluation: a dataset, the label space and the split."""
 
     dataset: str
-    classes: str
+    classes: Half
+    split: Split
 
 
 class Pair(NamedTuple):
@@ -52,31 +54,32 @@ class Sums:
     """Sums over the seeds of one `Who` on one evaluation."""
 
     trainings: int = 0
-    split: str = ""
-    correct: Counter[str] = field(default_factory=Counter)
-    total: Counter[str] = field(default_factory=Counter)
+    #: by class [correct, total]
+    classes: dict[str, list[int]] = field(default_factory=dict)
     #: only what was among the ten most frequent of a record: at least so many pictures
-    confused: Counter[Pair] = field(default_factory=Counter)
+    confused: dict[Pair, int] = field(default_factory=dict)
 
     def add(self, counts: Counts) -> None:
+        """Count one evaluation."""
         self.trainings += 1
-        self.split = counts.split
         for name, (correct, total) in counts.per_class.items():
-            self.correct[name] += correct
-            self.total[name] += total
+            sums = self.classes.setdefault(name, [0, 0])
+            sums[0] += correct
+            sums[1] += total
         for one in counts.confused:
-            self.confused[Pair(one.true, one.predicted)] += one.count
+            pair = Pair(one.true, one.predicted)
+            self.confused[pair] = self.confused.get(pair, 0) + one.count
 
     def accuracy(self, name: str) -> float | None:
         """Percent of a class's pictures, of all seeds together; None if there are none."""
-        return 100 * self.correct[name] / self.total[name] if self.total[name] else None
+        correct, total = self.classes.get(name, (0, 0))
+        return 100 * correct / total if total else None
 
     def rate(self, pair: Pair) -> float | None:
         """At least so many percent of the pictures of ``pair.true`` were taken for ``pair.predicted``;
         None if that was never among the ten most frequent."""
-        if pair not in self.confused or not self.total[pair.true]:
-            return None
-        return 100 * self.confused[pair] / self.total[pair.true]
+        total = self.classes.get(pair.true, (0, 0))[1]
+        return 100 * self.confused[pair] / total if total and pair in self.confused else None
 
 
 class Mistakes:
@@ -84,17 +87,20 @@ class Mistakes:
 
     def __init__(self) -> None:
         self.sums: dict[Where, dict[Who, Sums]] = defaultdict(dict)
-        self.pictures: dict[tuple[Where, Pair], Counter[str]] = defaultdict(Counter)
+        self.pictures: dict[Where, dict[Pair, dict[str, int]]] = defaultdict(dict)
 
     def add(self, record: Record) -> Who:
         """Count a record; the answer says among whose sums."""
         trial = record.trial
         who = Who(trial.benchmark, trial.method, trial.variant, trial.precision, trial.shots)
         for counts in record.evaluations:
-            where = Where(counts.dataset, counts.classes)
+            where = Where(counts.dataset, counts.classes, counts.split)
             self.sums[where].setdefault(who, Sums()).add(counts)
+            pictures = self.pictures[where]
             for one in counts.confused:
-                self.pictures[where, Pair(one.true, one.predicted)].update(one.pictures)
+                named = pictures.setdefault(Pair(one.true, one.predicted), {})
+                for path in one.pictures:
+                    named[path] = named.get(path, 0) + 1
         return who
 
     def top(self, where: Where, whose: Sequence[Who]) -> list[Pair]:
@@ -108,7 +114,7 @@ class Mistakes:
 
     def examples(self, where: Where, pair: Pair) -> list[str]:
         """Paths of the pictures most often named for a confusion."""
-        named = self.pictures[where, pair]
+        named = self.pictures[where][pair]
         return sorted(named, key=lambda path: (-named[path], path))[:EXAMPLES]
 
 
@@ -137,20 +143,20 @@ class Album:
         self.left_out = 0
         self._bytes = 0
 
-    def fill(self, wanted: Iterable[tuple[str, str, Sequence[str]]]) -> None:
-        """Take in pictures, given as (dataset, split, paths) per confusion: first one of each, then the
-        second, so that every confusion has an example before any has two."""
+    def fill(self, wanted: Iterable[tuple[Where, Sequence[str]]]) -> None:
+        """Take in pictures, given as paths per confusion: first one of each, then the second, so that every
+        confusion has an example before any has two."""
         listed = list(wanted)
         for i in range(EXAMPLES):
-            for dataset, split, paths in listed:
+            for where, paths in listed:
                 if i < len(paths):
-                    self._take(dataset, split, paths[i])
+                    self._take(where.dataset, where.split, paths[i])
 
     def number(self, dataset: str, path: str) -> int | None:
         """The place of a picture in `thumbnails`, None if it is not there."""
         return self._ids.get((dataset, path))
 
-    def _take(self, name: str, split: str, path: str) -> None:
+    def _take(self, name: str, split: Split, path: str) -> None:
         if (name, path) in self._ids:
             return
         self._ids[name, path] = None
@@ -173,11 +179,11 @@ class Album:
             self.thumbnails.append(made)
         self._ids[name, path] = self._known[made.uri]
 
-    def _dataset(self, name: str, split: str) -> tuple[Dataset | None, frozenset[str]]:
+    def _dataset(self, name: str, split: Split) -> tuple[Dataset | None, frozenset[str]]:
         if name not in self._datasets:
             try:
                 dataset = self._find(name)
-                known = frozenset(item.path for item in dataset.splits[split])  # type: ignore[index]
+                known = frozenset(item.path for item in dataset.splits[split])
                 self._datasets[name] = dataset, known
             except UserError as error:
                 self.missing[name] = str(error)

@@ -4,6 +4,7 @@ Schema 1. Counts, never rounded percentages. ``seconds``, ``peak_memory_bytes`` 
 between equal runs; everything else of an equal trial on a CPU is equal.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -105,9 +106,10 @@ def read_record(folder: Path) -> Record | None:
 def each_record(out: Path) -> Iterator[tuple[Path, Record | None]]:
     """The record files of an output folder, in path order and read one at a time, so that who needs only a
     part of each does not hold them all; None where the file is no valid record."""
-    for path in sorted((out / "runs").rglob(RECORD)):
-        record = read_record(path.parent)
-        yield path, record if record is not None and record.hash == record.trial.hash else None
+    folders = sorted(folder for folder, _, files in os.walk(out / "runs") if RECORD in files)
+    for folder in map(Path, folders):
+        record = read_record(folder)
+        yield folder / RECORD, record if record is not None and record.hash == record.trial.hash else None
 
 
 def read_records(out: Path) -> tuple[list[Record], list[Path]]:

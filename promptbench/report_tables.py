@@ -155,7 +155,7 @@ def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
         for where in places:
             sums = {name: mistakes.sums[where].get(who) for name, who in whose.items()}
             some: Sums = next(one for one in sums.values() if one is not None)
-            classes = list(some.total)
+            classes = list(some.classes)
             total += len(classes)
             known = [one for one in sums.values() if one is not None]
             means = {c: sum(one.accuracy(c) or 0 for one in known) / len(known) for c in classes}
@@ -165,7 +165,7 @@ def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
             rows = [
                 [
                     Cell(name),
-                    Cell(str(some.total[name] // some.trainings)),
+                    Cell(str(some.classes[name][1] // some.trainings)),
                     *(_percent(one.accuracy(name) if one else None) for one in sums.values()),
                 ]
                 for name in classes
@@ -186,12 +186,7 @@ def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> li
         for places in evaluations(mistakes, whose).values()
         for where in places
     }
-    splits = {where: next(iter(mistakes.sums[where].values())).split for where in listed}
-    album.fill(
-        (where.dataset, splits[where], mistakes.examples(where, pair))
-        for where, pairs in listed.items()
-        for pair in pairs
-    )
+    album.fill((where, mistakes.examples(where, pair)) for where, pairs in listed.items() for pair in pairs)
     folds: dict[str, Fold] = {}
     for where, pairs in listed.items():
         if not pairs:
@@ -235,11 +230,16 @@ def _percent(value: float | None) -> Cell:
 
 def settings(records: Iterable[tuple[str, Record]]) -> Fold:
     """How the runs of each method, by name, were made: what is equal for all in words, the rest a table."""
-    values: dict[str, dict[str, Counter[str]]] = {}
+    values: dict[str, dict[str, set[str]]] = {}
+    seen: set[tuple[str, str]] = set()
     for method, record in records:
+        made = {**record.trial.settings, "precision": record.trial.precision}
+        if (method, text := str(made)) in seen:
+            continue
+        seen.add((method, text))
         mine = values.setdefault(method, {})
-        for key, value in {**record.trial.settings, "precision": record.trial.precision}.items():
-            mine.setdefault(key, Counter())[str(value)] += 1
+        for key, value in made.items():
+            mine.setdefault(key, set()).add(str(value))
     keys = list(dict.fromkeys(key for mine in values.values() for key in mine))
     texts = {key: [_values(mine.get(key)) for mine in values.values()] for key in keys}
     same = {key: row[0] for key, row in texts.items() if len(set(row)) == 1 and len(row) > 1}
@@ -249,7 +249,7 @@ def settings(records: Iterable[tuple[str, Record]]) -> Fold:
     return Fold("Settings of the runs", tables=[table] if rows else [], remark=remark)
 
 
-def _values(found: Counter[str] | None) -> str:
+def _values(found: set[str] | None) -> str:
     return few(sorted(found, key=_natural), MAX_VALUES) if found else "-"
 
 

@@ -67,9 +67,8 @@ def per_seed(table: pd.DataFrame) -> pd.DataFrame:
         values="accuracy",
         aggfunc="first",
     ).dropna()
-    spaces = [str(space) for space in wide.columns.unique(level="classes")]
-    each = pd.DataFrame({space: wide.xs(space, axis=1, level="classes").mean(axis=1) for space in spaces})
-    if {"base", "novel"} <= set(spaces):
+    each = wide.T.groupby(level="classes").mean().T
+    if {"base", "novel"} <= set(each):
         pairs = zip(each["base"], each["novel"], strict=True)
         each["hm"] = [harmonic_mean(base, novel) for base, novel in pairs]
     return each
