@@ -15,7 +15,7 @@ from promptbench import cli
 from promptbench.method import methods
 
 COMMANDS: list[list[str]] = [
-    *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["ls"], ["show"], ["verify"]),
+    *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["ls"], ["show"], ["verify"]),
     *(["cache", "ls"], ["cache", "clear"]),
     *(["data", "check"], ["data", "prepare"], ["data", "import-draw"]),
 ]
