@@ -268,7 +268,7 @@ def environments(records: Sequence[Record]) -> Table:
         found[id(record.environment)] = flat or _flat(record.environment), count + 1
     keys = list(dict.fromkeys(key for flat, _ in found.values() for key in flat))
     rows = [[Cell(key), *(Cell(flat.get(key, "-")) for flat, _ in found.values())] for key in keys]
-    columns = ["", *(f"{count:,} record{'s' if count > 1 else ''}" for _, count in found.values())]
+    columns = ["what", *(f"{count:,} record{'s' if count > 1 else ''}" for _, count in found.values())]
     return Table("Environment", columns, [("", rows)], words=len(columns))
 
 

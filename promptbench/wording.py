@@ -152,7 +152,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more there are."""
+    """The names, or the first of them and how many more there are (never a single one)."""
+    most = most if len(names) > most + 1 else len(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
