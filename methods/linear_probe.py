@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,6 +82,9 @@ class LinearProbe(Method):
 
 def solve(x: Any, y: Any, strength: float) -> tuple[Any, Any]:
     """Weight [C, e] and bias [C] (one row for two classes) of the regression with C = ``strength``."""
+    from sklearn.exceptions import ConvergenceWarning  # here: it would slow every command down
+    from sklearn.linear_model import LogisticRegression
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weak end of the grid never converges
         model = LogisticRegression(C=strength, max_iter=1000).fit(x, y)

@@ -772,32 +772,38 @@ def _title(benchmark: str, records: Sequence[Any]) -> str:
 
 
 def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out: Path) -> None:
+    """One row per trial, or, where they are very many, per group that differs in nothing but the seed."""
     from promptbench.memory import estimate
     from promptbench.method import get_method
-    from promptbench.records import read_record
+    from promptbench.records import RECORD
     from promptbench.weights import backbone_shape
 
-    rows, done = [], 0
+    groups: dict[Any, list[Trial]] = {}
     for trial in trials:
-        names = datasets[trial.dataset].classes(trial.train_classes).names
-        trains, shape = get_method(trial.method).trains, backbone_shape(trial.backbone)
-        memory = estimate(trial.settings, trains, shape, names, trial.precision)
-        record = read_record(trial.folder(out))
-        done += record is not None
+        kind = (trial.benchmark, trial.method, trial.variant, trial.dataset, trial.shots)
+        groups.setdefault(kind if len(trials) > 200 else trial.hash, []).append(trial)
+    rows, all_done = [], 0
+    for group in groups.values():
+        first = group[0]
+        names = datasets[first.dataset].classes(first.train_classes).names
+        trains, shape = get_method(first.method).trains, backbone_shape(first.backbone)
+        memory = estimate(first.settings, trains, shape, names, first.precision)
+        done = sum((trial.folder(out) / RECORD).exists() for trial in group)
+        all_done += done
+        several = len(group) > 1
+        steps, epochs = first.settings["steps"], first.settings["epochs"]
         rows.append(
             {
-                "trial": trial.label,
-                "epochs": f"{steps} steps"
-                if (steps := trial.settings["steps"])
-                else str(trial.settings["epochs"]),
-                "lr": f"{trial.settings['lr']:g}" if trial.settings["epochs"] else "-",
+                "trial": f"{first.label.rpartition(', ')[0]}, {len(group)} seeds" if several else first.label,
+                "epochs": f"{steps} steps" if steps else str(epochs),
+                "lr": f"{first.settings['lr']:g}" if epochs else "-",
                 "memory": f"{memory / 2**30:.1f} GiB",
-                "hash": trial.hash[:8],
-                "state": "done" if record else "to run",
+                "hash": "" if several else first.hash[:8],
+                "state": f"{done} done" if several else "done" if done else "to run",
             }
         )
     _print_rows(rows)
-    print(f"{len(trials)} trials, {done} done, {len(trials) - done} to run; memory is an estimate")
+    print(f"{len(trials)} trials, {all_done} done, {len(trials) - all_done} to run; memory is an estimate")
 
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:

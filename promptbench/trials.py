@@ -5,7 +5,7 @@ A benchmark is a pure function from methods, datasets, seeds and shots to a list
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,12 +153,18 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+@cache
+def _chosen() -> dict[str, Any]:
+    """What tools/pocket/tune.py wrote."""
+    return dict(yaml.safe_load((weights.pocket_folder() / "settings.yaml").read_text()))
+
+
 def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:
     """Settings chosen for a backbone whose scale the papers did not know: common ones, then the variant's or,
     if nobody tuned it, its method's."""
     if backbone != weights.POCKET:
         return {}
-    chosen = yaml.safe_load((weights.pocket_folder() / "settings.yaml").read_text())
+    chosen = _chosen()
     own = chosen["settings"]
     return {**chosen["common"], **own.get(recipe.name, own.get(recipe.method.name, {}))}
 
