@@ -42,7 +42,7 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_imports_nothing_heavy_and_ends_with_two_examples(command: list[str]) -> None:
+def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -> None:
     code = (
         "import atexit, sys; from promptbench import cli\n"
         "heavy = {'torch', 'open_clip', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'yaml'}\n"
@@ -56,7 +56,7 @@ def test_help_imports_nothing_heavy_and_ends_with_two_examples(command: list[str
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     assert lines.pop() == "[]"
     examples = lines[lines.index("Examples") + 1 :]
-    assert len(examples) == 2
+    assert len(examples) >= 2
     assert all("promptbench " in line for line in examples)
 
 
