@@ -35,10 +35,15 @@ def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = 
     return frame(load_records(out, benchmark, backbone))
 
 
-def load_records(out: Path, benchmark: str, backbone: str | None = None) -> list[Record]:
+def load_records(
+    out: Path, benchmark: str, backbone: str | None = None, confused: bool = True
+) -> list[Record]:
     """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
-    than test. Raises UserError if there are none, if one cannot be read, or if they mix backbones."""
-    records, broken = read_records(out)
+    than test; ``confused`` as in `read_records`.
+
+    Raises UserError if there are none, if one cannot be read, or if they mix backbones.
+    """
+    records, broken = read_records(out, confused)
     if broken:
         raise UserError(
             f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."
@@ -156,16 +161,17 @@ def measured(table: pd.DataFrame) -> list[Runs]:
     targets = table[~table["source"]]
     names = sorted(set(targets["dataset"]))
     found = []
-    key: Any
-    for key, group in _wide(targets).groupby(level=["method", "shots"], sort=False):
-        method, shots = key
-        cells = {dataset: cell.droplevel([0, 1, 2]) for dataset, cell in group.groupby(level="dataset")}
+    wide = _wide(targets)
+    rows: dict[Any, dict[str, dict[int, Any]]] = {}
+    for (method, shots, dataset, seed), accuracies in zip(wide.index, wide.to_numpy(), strict=True):
+        rows.setdefault((method, shots), {}).setdefault(dataset, {})[seed] = accuracies
+    for (method, shots), cells in rows.items():
         if len(cells) < len(names):
             continue
-        seeds = tuple(sorted(set.intersection(*(set(cell.index) for cell in cells.values()))))
-        full = np.stack([cells[name].loc[list(seeds)].to_numpy() for name in names])
+        seeds = tuple(sorted(set.intersection(*(set(cell) for cell in cells.values()))))
+        full = np.array([[cells[name][seed] for seed in seeds] for name in names])
         if seeds and not np.isnan(full).any():
-            values = {space: full[:, :, i] for i, space in enumerate(group.columns)}
+            values = {space: full[:, :, i] for i, space in enumerate(wide)}
             found.append(Runs(method, shots, seeds, values))
     return found
 

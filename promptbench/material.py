@@ -126,5 +126,5 @@ def load_material(
     if source == "published":
         usual = PRESETS["paper"]["backbone"]
         return Material([], out, benchmark, backbone or usual, metric, cost, source)
-    records = load_records(out, benchmark, backbone)
+    records = load_records(out, benchmark, backbone, confused=False)
     return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source)

@@ -17,6 +17,8 @@ from scipy import stats
 LEVEL = 0.95
 ALPHA = 0.05
 DRAWS = 5000
+#: more methods than this are not all compared with each other: Holm would leave nothing of it
+MOST = 50
 #: fewer make ranks meaningless (Demsar 2006 asks for more than 5 methods or more than 10 datasets)
 CD_METHODS, CD_DATASETS = 5, 6
 
@@ -220,7 +222,8 @@ def _wilcoxon(differences: Array) -> Array:
 
 
 def all_pairs(runs: Sequence[Runs]) -> pd.DataFrame:
-    """Every two of ``runs`` at equal shots (or without) by every metric, the better one first.
+    """Every two of ``runs`` at equal shots (or without) by every metric, the better one first; of more than
+    `MOST` methods the best against every other.
 
     Columns as `paired`, with p_seeds and p_datasets Holm-corrected over the pairs of one metric and
     number of shots. Pairs without a common seed are left out.
@@ -232,7 +235,7 @@ def all_pairs(runs: Sequence[Runs]) -> pd.DataFrame:
             ranked = sorted(family, key=lambda one: (-one.headline[metric], one.method))
             pairs = [
                 (one, other)
-                for i, one in enumerate(ranked)
+                for i, one in enumerate(ranked if len(ranked) <= MOST else ranked[:1])
                 for other in ranked[i + 1 :]
                 if common_seeds(one, other)
             ]

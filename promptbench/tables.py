@@ -126,7 +126,8 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
     if fewer:
         lines.append(f"Average of {', '.join(fewer)}: only over the seeds that all its datasets have.")
     if (published := is_published(summary)).any():
-        rows = summary[published].drop_duplicates(["method", "source"])
+        shown = published if datasets is None else published & summary["dataset"].isin(datasets)
+        rows = summary[shown].drop_duplicates(["method", "source"])
         each = "; ".join(f"{m}: {source}" for m, source in zip(rows["method"], rows["source"], strict=True))
         lines.append(f"Published, not measured here, no part of any statistic: {each}.")
     return lines

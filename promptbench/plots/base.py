@@ -137,7 +137,7 @@ def label_points(
         objects=kept or None,
         expand=(1.1, 1.2),
         ensure_inside_axes=True,
-        iter_lim=2000,
+        iter_lim=100,
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5},
     )
 
