@@ -370,7 +370,8 @@ def published_record(method: str, dataset: str, base: float, novel: float, **tri
 
     halves = cards()[dataset][0].halves or {}
     given: dict[str, Any] = {"backbone": "ViT-B-16-quickgelu", "weights": "openai", "pretrained": "openai"}
-    record = make(method, dataset, 0 if method == "zeroshot" else 1, 0, 0, **given | trial)
+    seed = trial.pop("seed", 0 if method == "zeroshot" else 1)
+    record = make(method, dataset, seed, 0, 0, **given | trial)
     counts = [
         old.model_copy(update={"correct": round(share / 100 * total), "total": total})
         for old, share in zip(record.evaluations, (base, novel), strict=True)

@@ -153,7 +153,7 @@ def test_base_novel_is_for_base_and_novel() -> None:
 def test_fewshot() -> None:
     records = [make("m", d, s, 100 + 10 * k, 100, shots=k) for d in "ab" for s in (1, 2) for k in (1, 4)]
     drawing = draw("fewshot", material(records, metric="base"))
-    assert [axes.get_title() for axes in drawing.figure.axes] == ["a", "b", AVERAGE]
+    assert [axes.get_title("left") for axes in drawing.figure.axes] == ["a", "b", AVERAGE]
     assert set(drawing.data["shots"]) == {1, 4}
     with pytest.raises(UserError, match="two numbers of shots"):
         draw("fewshot", material(RECORDS))

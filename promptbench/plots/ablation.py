@@ -58,7 +58,7 @@ def _panel(axes: Any, rows: pd.DataFrame, steps: list[str], colour: str) -> None
         axes.errorbar(at, row["value"], error_bars(row, "value"), fmt="o", color=colour, capsize=3, **hollow)
         if not pd.isna(row["value"]):
             place: Any = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
-            axes.annotate(f"{row['value']:.1f}", (at, row["value"]), **place)
+            axes.annotate(f"{row['value']:.2f}", (at, row["value"]), **place)
     axes.set_xticks(range(len(steps)), steps, fontsize=7)
     axes.set_xlim(-0.4, len(steps) - 0.4)
     axes.margins(y=0.25)

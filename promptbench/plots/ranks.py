@@ -58,9 +58,8 @@ def critical_difference(material: Material) -> Drawing:
         y, reach = -(0.14 + 0.11 * i), 0.006 * (right - left)
         ends = [ranks.mean[group[0]] - reach, ranks.mean[group[-1]] + reach]
         axes.plot(ends, [y, y], color="k", linewidth=2.6, solid_capstyle="butt")
+    of = "HM" if metric == "hm" else "accuracy" if metric == "all" else f"{metric} accuracy"
     p = "p < 0.001" if ranks.p < 0.001 else f"p = {ranks.p:.3f}"
-    axes.set_title(
-        f"Mean ranks by {metric}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)"
-    )
+    axes.set_title(f"Mean ranks by {of}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)")
     data = pd.DataFrame({"method": names, "rank": values, "critical_difference": ranks.difference})
     return Drawing(f"critical-difference-{metric}", figure, data)
