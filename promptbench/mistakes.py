@@ -16,6 +16,7 @@ from promptbench.cards import Half, Split
 from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.records import Counts, Record
+from promptbench.trials import Trial
 
 PAIRS = 10  # most frequent confusions shown per evaluation
 EXAMPLES = 3  # pictures shown per confusion
@@ -32,6 +33,10 @@ class Who(NamedTuple):
     variant: str
     precision: str
     shots: int
+
+    @classmethod
+    def of(cls, trial: Trial) -> "Who":
+        return cls(trial.benchmark, trial.method, trial.variant, trial.precision, trial.shots)
 
 
 class Where(NamedTuple):
@@ -89,10 +94,8 @@ class Mistakes:
         self.sums: dict[Where, dict[Who, Sums]] = defaultdict(dict)
         self.pictures: dict[Where, dict[Pair, dict[str, int]]] = defaultdict(dict)
 
-    def add(self, record: Record) -> Who:
-        """Count a record; the answer says among whose sums."""
-        trial = record.trial
-        who = Who(trial.benchmark, trial.method, trial.variant, trial.precision, trial.shots)
+    def add(self, who: Who, record: Record) -> None:
+        """Count a record of ``who``."""
         for counts in record.evaluations:
             where = Where(counts.dataset, counts.classes, counts.split)
             self.sums[where].setdefault(who, Sums()).add(counts)
@@ -101,7 +104,6 @@ class Mistakes:
                 named = pictures.setdefault(Pair(one.true, one.predicted), {})
                 for path in one.pictures:
                     named[path] = named.get(path, 0) + 1
-        return who
 
     def top(self, where: Where, whose: Sequence[Who]) -> list[Pair]:
         """The confusions with the most pictures per training, every one of ``whose`` weighing the same."""

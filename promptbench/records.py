@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptbench.cards import Half, Split
 from promptbench.files import write_atomic
@@ -96,20 +96,36 @@ class Record(BaseModel):
         write_atomic(folder / RECORD, self.model_dump_json(indent=1) + "\n")
 
 
-def read_record(folder: Path) -> Record | None:
+class _BriefCounts(Counts):
+    """Read without what is most of a record's text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    per_class: dict[str, tuple[int, int]] = Field(default_factory=dict, validation_alias="no classes")
+    confused: list[Confused] = Field(default_factory=list, validation_alias="no confusions")
+
+
+class BriefRecord(Record):
+    """A record read without classes and confusions: for many thousands of them, in half the time and a
+    fraction of the memory."""
+
+    evaluations: list[_BriefCounts]  # type: ignore[assignment]
+
+
+def read_record(folder: Path, kind: type[Record] = Record) -> Record | None:
     """The record in a trial's folder, None if there is none or it cannot be read."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_bytes())
+        return kind.model_validate_json((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def each_record(out: Path) -> Iterator[tuple[Path, Record | None]]:
-    """The record files of an output folder, in path order and read one at a time, so that who needs only a
-    part of each does not hold them all; None where the file is no valid record."""
+def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[Path, Record | None]]:
+    """The record files of an output folder, in path order and read one at a time; None where a file is no
+    valid record."""
     folders = sorted(folder for folder, _, files in os.walk(out / "runs") if RECORD in files)
     for folder in map(Path, folders):
-        record = read_record(folder)
+        record = read_record(folder, kind)
         yield folder / RECORD, record if record is not None and record.hash == record.trial.hash else None
 
 

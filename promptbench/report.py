@@ -24,11 +24,12 @@ from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
 from promptbench.mistakes import Album, Mistakes, Who
 from promptbench.plots import tradeoff
-from promptbench.records import Record, each_record
+from promptbench.records import BriefRecord, Record, each_record, read_record
 from promptbench.report_tables import Fold, Table
 from promptbench.trials import BENCHMARKS, get_benchmark
 
 MAX_BROKEN = 20  # paths of records that cannot be read
+MAX_SEEDS = 20  # of a method on a dataset, for classes and confusions; all count in every other table
 
 
 class Figure(NamedTuple):
@@ -59,8 +60,8 @@ class Section:
 
 @dataclass
 class Collected:
-    """What is kept of the records under ``out``: the records without their classes and confusions, whose
-    sums are in ``mistakes``; one record's hash for each `Who`; files that are no records; and how many
+    """What is kept of the records under ``out``: the records without classes and confusions, and the sums of
+    these in ``mistakes``; one record's hash for each `Who`; files that are no records; and how many
     records no table counts."""
 
     out: Path
@@ -102,17 +103,23 @@ def collect(out: Path, benchmarks: Sequence[str] = (), backbone: str | None = No
 def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Collected:
     found = Collected(out)
     environments: dict[str, dict[str, Any]] = {}
-    for path, record in each_record(out):
+    taken: Counter[tuple[Who, str]] = Counter()
+    for path, record in each_record(out, BriefRecord):
         if record is None:
             found.broken.append(path)
             continue
         if not benchmarks or record.trial.benchmark in benchmarks:
+            who = Who.of(record.trial)
             if not is_whole_test(record):
                 found.aside += 1
-            elif backbone in (None, record.trial.backbone):
-                found.first.setdefault(found.mistakes.add(record), record.hash)
-        for counts in record.evaluations:
-            counts.per_class, counts.confused = {}, []
+            elif backbone in (None, record.trial.backbone) and taken[who, record.trial.dataset] < MAX_SEEDS:
+                whole = read_record(path.parent)
+                if whole is None:
+                    found.broken.append(path)
+                    continue
+                found.mistakes.add(who, whole)
+                found.first.setdefault(who, record.hash)
+                taken[who, record.trial.dataset] += 1
         record.environment = environments.setdefault(canonical(record.environment), record.environment)
         found.records.append(record)
     return found
@@ -138,6 +145,7 @@ def build(found: Collected, benchmarks: Sequence[str], backbone: str | None, alb
         hashes=report_tables.hashes(used),
         texts=sorted(texts.items()),
         album=album,
+        max_seeds=MAX_SEEDS,
         version=promptbench.__version__,
     )
 

@@ -232,7 +232,8 @@ def test_mixed_backbones(tmp_path: Path) -> None:
 
 
 def test_classes_and_confusions_are_sums_over_seeds(tmp_path: Path) -> None:
-    found = report.collect(write(RECORDS, tmp_path))
+    write(RECORDS, tmp_path)
+    found = report.collect(tmp_path)
     assert not any(counts.per_class or counts.confused for r in found.records for counts in r.evaluations)
     where = mistakes.Where("colours", "base", "test")
     who = next(who for who in found.first if who.method == "deep")
@@ -243,6 +244,16 @@ def test_classes_and_confusions_are_sums_over_seeds(tmp_path: Path) -> None:
     assert sums.rate(pair) == pytest.approx(7)
     assert sums.rate(mistakes.Pair("red square", "sea")) is None
     assert found.mistakes.examples(where, pair) == PICTURES
+
+
+def test_classes_of_many_seeds_are_those_of_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MAX_SEEDS", 2)
+    found = report.collect(write(RECORDS, tmp_path))
+    sums = found.mistakes.sums[mistakes.Where("colours", "base", "test")]
+    assert {who.method: one.trainings for who, one in sums.items()} == {
+        **{"zeroshot": 1, "deep": 2, "other": 2, "small": 2}
+    }
+    assert len(found.records) == len(RECORDS)  # what is averaged is all
 
 
 def test_example_pictures(tmp_path: Path, colours: data.Dataset) -> None:
