@@ -171,7 +171,7 @@ def measured(table: pd.DataFrame) -> list[Runs]:
         seeds = tuple(sorted(set.intersection(*(set(cell) for cell in cells.values()))))
         full = np.array([[cells[name][seed] for seed in seeds] for name in names])
         if seeds and not np.isnan(full).any():
-            values = {space: full[:, :, i] for i, space in enumerate(wide)}
+            values = {str(space): full[:, :, i] for i, space in enumerate(wide)}
             found.append(Runs(method, shots, seeds, values))
     return found
 
