@@ -156,6 +156,44 @@ def ablate(
 
 @app.command(
     epilog=_examples(
+        "promptbench regress --baseline results/baseline.json",
+        "promptbench regress --update-baseline --recipe examples/nightly.yaml",
+    )
+)
+def regress(
+    baseline: Annotated[Path, typer.Option(help="What to hold the run against.")] = Path(
+        "results/baseline.json"
+    ),
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write the baseline instead.")
+    ] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A new baseline's sweep; default: the old baseline's own.")
+    ] = None,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default: a temporary one.")] = None,
+) -> None:
+    """Run the baseline's recipe anew; exit code 1 if accuracy fell, steps got slower, or runs are missing."""
+    from promptbench.regress import check, summary, update
+
+    if update_baseline:
+        made = update(baseline, recipe, data_root, out)
+        print(f"wrote {baseline}: {len(made.results)} results, steps of {', '.join(made.steps)}")
+        return
+    if recipe is not None:
+        raise UserError("--recipe is for a new baseline: add --update-baseline.")
+    report, against = check(baseline, data_root, out)
+    text = summary(report, against)
+    print(text, end="")
+    if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(step_summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
         "promptbench profile coop mmlop --reference",
         "promptbench profile --backbone ViT-B-16-quickgelu --classes 50,500 --format csv",
     )

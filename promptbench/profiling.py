@@ -89,10 +89,11 @@ def profile(
 def gemm_rate(device: torch.device, size: int = 2048) -> float:
     """Floating point operations per second of a large fp32 matrix product, the best of five."""
     a = torch.randn(size, size, device=device)
-    return 2 * size**3 / min(_seconds(lambda: a @ a, device) for _ in range(5))
+    return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(5))
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``run`` takes, until the device has finished it."""
     _wait(device)
     started = time.perf_counter()
     run()
@@ -206,14 +207,14 @@ class Step:
         runs = [lambda: self.run(kept), *([self.run_reference] if reference else [])]
         for run in runs:
             run()
-        times = [[_seconds(run, device) for run in runs] for _ in range(repeats)]
+        times = [[timed(run, device) for run in runs] for _ in range(repeats)]
         seconds = [statistics.median(column) for column in zip(*times, strict=True)]
         peaks = [_peak_bytes(run, device) for run in runs]
         arithmetic = gflop(runs[0])
 
         def part(run: Callable[[], object]) -> float:
             run()
-            return statistics.median(_seconds(run, device) for _ in range(repeats))
+            return statistics.median(timed(run, device) for _ in range(repeats))
 
         trains = self.method.trains
         return Cost(

@@ -15,8 +15,8 @@ from promptbench import cli
 from promptbench.method import methods
 
 COMMANDS: list[list[str]] = [
-    *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["ls"], ["show"], ["verify"]),
-    *(["cache", "ls"], ["cache", "clear"]),
+    *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["regress"]),
+    *(["ls"], ["show"], ["verify"], ["cache", "ls"], ["cache", "clear"]),
     *(["data", "check"], ["data", "prepare"], ["data", "import-draw"]),
 ]
 
