@@ -6,7 +6,6 @@ time of a training step of each method in units of a reference workload timed in
 
 import json
 import math
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -357,7 +356,7 @@ def update(
         limits=old.limits if old else Limits(),
         weights=fresh.weights,
         data=fresh.data,
-        steps={name: round(statistics.median(one[name] for one in several), 4) for name in several[0]},
+        steps={name: round(min(one[name] for one in several), 4) for name in several[0]},
         environment=environment.describe(setup.device),
         results=fresh.results,
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +51,35 @@ def classes() -> Classes:
 MakeDataset = Callable[..., Path]
 
 
+def write_dataset(
+    parent: Path,
+    name: str = "colours",
+    classes: dict[str, tuple[int, int, int]] | None = None,
+    per_split: tuple[int, int, int] = (4, 2, 3),
+    card: dict[str, Any] | None = None,
+) -> Path:
+    """A dataset folder with split.json and a card under ``parent``; the card's path."""
+    root = parent / name
+    splits: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+    for label, (classname, colour) in enumerate((classes or COLOURS).items()):
+        for split, count in zip(splits, per_split, strict=True):
+            for i in range(count):
+                file = f"images/{label}/{split}{i}.png"
+                picture = Image.new("RGB", (20 + 3 * i, 24), colour)
+                picture.paste((255, 255, 255), (2, 2, 9 + i, 9))  # so that crops and mirrors differ
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(root / file)
+                splits[split].append([file, label, classname])
+    (root / "split.json").write_text(json.dumps(splits))
+    path = root / "card.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "title": name, "source": ".", **(card or {})}))
+    return path
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """Write a dataset folder with split.json and a card; returns the card's path."""
-
-    def make(
-        name: str = "colours",
-        classes: dict[str, tuple[int, int, int]] | None = None,
-        per_split: tuple[int, int, int] = (4, 2, 3),
-        card: dict[str, Any] | None = None,
-    ) -> Path:
-        root = tmp_path / name
-        splits: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
-        for label, (classname, colour) in enumerate((classes or COLOURS).items()):
-            for split, count in zip(splits, per_split, strict=True):
-                for i in range(count):
-                    file = f"images/{label}/{split}{i}.png"
-                    picture = Image.new("RGB", (20 + 3 * i, 24), colour)
-                    picture.paste((255, 255, 255), (2, 2, 9 + i, 9))  # so that crops and mirrors differ
-                    (root / file).parent.mkdir(parents=True, exist_ok=True)
-                    picture.save(root / file)
-                    splits[split].append([file, label, classname])
-        (root / "split.json").write_text(json.dumps(splits))
-        path = root / "card.yaml"
-        path.write_text(yaml.safe_dump({"name": name, "title": name, "source": ".", **(card or {})}))
-        return path
-
-    return make
+    return partial(write_dataset, tmp_path)
 
 
 @pytest.fixture
