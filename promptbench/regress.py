@@ -1,26 +1,19 @@
-"""The nightly check: run a recipe anew and hold it against a baseline file. See docs/regress.md.
+"""The nightly check: run a recipe anew and hold it against a baseline file. See docs/regress.md."""
 
-A baseline holds its recipe (a sweep), the correct answers of every run by class, parameter counts, and the
-time of a training step of each method in units of a reference workload timed in turn with it.
-"""
-
-import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptbench import environment
+from promptbench.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.cache import FeatureCache
-from promptbench.cards import Half
-from promptbench.errors import UserError, invalid
-from promptbench.files import write_atomic
+from promptbench.errors import UserError
 from promptbench.options import RunOptions
 from promptbench.paired import jackknife
 from promptbench.progress import make_reporter
@@ -28,75 +21,6 @@ from promptbench.records import Record
 from promptbench.steptime import ATTEMPTS, Pace, against, make_timer
 from promptbench.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
 from promptbench.trials import Trial
-
-
-class Limits(BaseModel):
-    """How much worse is a regression: points of accuracy (average, one dataset), share of a step's time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    average: float = 1.0
-    dataset: float = 3.0
-    slower: float = 0.25
-
-
-class Result(BaseModel):
-    """One evaluation of one run: pictures of each class that were answered correctly, and in all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    benchmark: str
-    method: str
-    dataset: str
-    classes: Half
-    shots: int
-    seed: int
-    parameters: int
-    per_class: dict[str, tuple[int, int]]
-
-    @property
-    def key(self) -> tuple[str, str, str, str, int, int]:
-        """What makes two results a pair."""
-        return self.benchmark, self.method, self.dataset, self.classes, self.shots, self.seed
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in percent."""
-        right, total = map(sum, zip(*self.per_class.values(), strict=True))
-        return 100 * right / total
-
-
-class Baseline(BaseModel):
-    """What a fresh run is held against. ``steps``: seconds of a training step over those of the reference."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    recipe: dict[str, Any]
-    limits: Limits = Limits()
-    weights: str
-    data: dict[str, str]
-    steps: dict[str, float]
-    environment: dict[str, Any]
-    results: list[Result]
-
-    def write(self, path: Path) -> None:
-        """As JSON, a line per result."""
-        head = json.dumps(self.model_dump(mode="json", exclude={"results"}), indent=1)
-        lines = ",\n".join(f"  {json.dumps(one.model_dump(mode='json'))}" for one in self.results)
-        write_atomic(path, f'{head.removesuffix("}").rstrip()},\n "results": [\n{lines}\n ]\n}}\n')
-
-
-def read_baseline(path: Path) -> Baseline:
-    """Raises UserError if the file is missing or no baseline."""
-    again = "make it with `promptbench regress --update-baseline`"
-    try:
-        return Baseline.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read the baseline {path}: {error.strerror}; {again}.") from None
-    except ValidationError as error:
-        first = str(invalid(error, f"The baseline {path}")).partition(";")[0].removesuffix(".")
-        raise UserError(f"{first}; {again}.") from None
 
 
 @dataclass
@@ -156,19 +80,6 @@ def run(setup: Setup, out: Path | None = None) -> Fresh:
         [one for record in outcome.records for one in _results(record, names[record.hash])],
         [f"{trial.label}: {error}" for trial, error in outcome.failures],
     )
-
-
-def require_same(baseline: Baseline, setup: Setup) -> None:
-    """Raise UserError if the recipe would run with other weights or data than the baseline's."""
-    for trial in setup.trials():
-        what = "weights" if trial.weights != baseline.weights else ""
-        if trial.data != baseline.data.get(trial.dataset, trial.data):
-            what = f"data of {trial.dataset}"
-        if what:
-            raise UserError(
-                f"The baseline was made with other {what}, so nothing can be compared; make it anew with "
-                "--update-baseline."
-            )
 
 
 def _by_name(setup: Setup) -> list[tuple[str, Trial]]:

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from promptbench import regress, steptime
+from promptbench.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.method import Method, get_method
 from promptbench.options import RunOptions
-from promptbench.regress import Baseline, Fresh, Limits, Result, compare, read_baseline
+from promptbench.regress import Fresh, compare
 from promptbench.steptime import Pace, against
-from promptbench.sweep import Sweep, prepare
+from promptbench.sweep import Sweep, parse_sweep, prepare, read_sweep
 from tests.conftest import write_dataset
 from tests.test_cli import call
 
@@ -305,8 +306,8 @@ def test_settings_with_several_values_tell_results_apart(make_dataset: Any) -> N
 def test_the_shipped_baseline_is_of_the_shipped_recipe_and_weights() -> None:
     root = Path(__file__).parent.parent
     found = read_baseline(root / "results" / "baseline.json")
-    setup = regress.load(regress.parse_sweep(found.recipe, "recipe"))
-    regress.require_same(found, setup)
-    assert setup.sweep == regress.read_sweep(root / "examples" / "nightly.yaml")
+    setup = regress.load(parse_sweep(found.recipe, "recipe"))
+    require_same(found, setup)
+    assert setup.sweep == read_sweep(root / "examples" / "nightly.yaml")
     assert len(found.results) == 2 * 5 * 2 * 2
     assert set(found.steps) == {"coop", "mmlop"}
