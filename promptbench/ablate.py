@@ -55,7 +55,6 @@ class Measured:
 class Table:
     """One group: values of every step, differences to the step before, and what a reader must know."""
 
-    group: str
     values: Rows
     differences: Rows
     notes: list[str]
@@ -95,7 +94,7 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
     return Measured(step, recipe, trials[0].settings, parameters, cells, len(planned))
 
 
-def tabulate(group: str, steps: Sequence[Measured], trial: Trial) -> Table:
+def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
     """The tables of one group; ``trial`` is any of its trials: what was measured on what."""
     spaces = {evaluation.classes for evaluation in trial.evaluations}
     metrics = ["base", "novel", "hm"] if spaces == {"base", "novel"} else ["all"]
@@ -122,7 +121,7 @@ def tabulate(group: str, steps: Sequence[Measured], trial: Trial) -> Table:
             row["published"] = ", ".join(f"{TITLES[m]} {away[m]:+.2f}" for m in both) or "-"
             row["direction"] = ", ".join(direction(ours[m], away[m]) for m in both) or "-"
         differences.append(row)
-    return Table(group, values, differences, _notes(steps, trial, bool(shown)))
+    return Table(values, differences, _notes(steps, trial, bool(shown)))
 
 
 def direction(ours: tuple[float, float, float] | None, theirs: float) -> str:

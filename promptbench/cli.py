@@ -123,6 +123,9 @@ def sweep(
 def ablate(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method with ablation recipes.")],
     options: RunOptions,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Only this table, such as chain; may be repeated.")
+    ] = None,
     style: Annotated[str, typer.Option("--format", help="table or md.")] = "table",
 ) -> None:
     """Run a method's ablation recipes and set each step beside the published one; done trials are kept."""
@@ -131,6 +134,9 @@ def ablate(
 
     _one_of("--format", style, ("table", "md"))
     groups = steps_of(method)
+    for name in group or ():
+        _one_of("--group", name, tuple(groups))
+    groups = {name: steps for name, steps in groups.items() if name in (group or groups)}
     names = dict.fromkeys(recipe.name for group in groups.values() for _, recipe in group)
     asked = _asked(Sweep(grid={name: {} for name in names}, shots=(16,)), options)
     if len(asked.shots or ()) > 1:
@@ -144,10 +150,10 @@ def ablate(
         return
     trials = {name: setup.trials([name]) for name in names}
     records = {record.hash: record for record in outcome.records}
-    for group, steps in groups.items():
+    for title, steps in groups.items():
         measured = [measure(step, recipe, trials[recipe.name], records) for step, recipe in steps]
-        table = tabulate(group, measured, trials[steps[0][1].name][0])
-        print(f"### {method}: {group}\n" if style == "md" else f"{method}: {group}")
+        table = tabulate(measured, trials[steps[0][1].name][0])
+        print(f"### {method}: {title}\n" if style == "md" else f"{method}: {title}")
         for rows in (table.values, table.differences):
             _print_rows(rows) if style == "table" else print(_markdown(rows) + "\n")
         print(*table.notes, sep="\n" if style == "table" else " ", end="\n\n")

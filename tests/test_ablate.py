@@ -69,7 +69,7 @@ def test_differences_are_those_of_the_averages_shown() -> None:
     assert found[0] == pytest.approx(harmonic_mean(65, 45.25) - harmonic_mean(base, novel))
     assert found[1] < found[0] < found[2]
 
-    table = tabulate("chain", [before, after], trial())
+    table = tabulate([before, after], trial())
     assert [row["HM, published"] for row in table.values] == ["77.06", "78.78"]
     (row,) = table.differences
     assert row["base [95 %]"].startswith("+2.50 [+1.")
@@ -99,25 +99,25 @@ def test_what_is_missing_is_shown_as_missing() -> None:
         measured("mmlop-lowrank", "chain", ONE),
         measured("mmlop-consistency", "chain", TWO, lose=1),
     )
-    table = tabulate("chain", [before, after], trial())
+    table = tabulate([before, after], trial())
     assert table.values[1]["HM"] == "-"
     assert "mmlop-consistency: 3 of 4 results, so no average." in table.notes
     assert table.differences[0]["base [95 %]"].startswith("+2.67 ")
-    none = tabulate("chain", [before, measured("mmlop-consistency", "chain", TWO, lose=4)], trial())
+    none = tabulate([before, measured("mmlop-consistency", "chain", TWO, lose=4)], trial())
     assert none.differences[0]["direction"] == "not measured"
 
 
 def test_published_numbers_stand_beside_their_own_situation_only() -> None:
     steps = [measured("mmlop", "rank", ONE), measured("mmlop-rank2", "rank", TWO)]
-    assert [row["novel, published"] for row in tabulate("rank", steps, trial()).values] == ["75.85", "75.01"]
+    assert [row["novel, published"] for row in tabulate(steps, trial()).values] == ["75.85", "75.01"]
     for other in ({"shots": 4}, {"benchmark": "fewshot"}):
-        assert "novel, published" not in tabulate("rank", steps, trial().model_copy(update=other)).values[0]
+        assert "novel, published" not in tabulate(steps, trial().model_copy(update=other)).values[0]
 
 
 def test_what_else_changes_is_said() -> None:
     before, after = measured("mmlop-lowrank", "chain", ONE), measured("mmlop-consistency", "chain", TWO)
     after.settings = {**after.settings, "lr": 0.2, "consistency": "both"}
-    (note,) = [n for n in tabulate("chain", [before, after], trial()).notes if "changes too" in n]
+    (note,) = [n for n in tabulate([before, after], trial()).notes if "changes too" in n]
     assert "lr (0.1 -> 0.2)" in note
     assert "consistency (" not in note
 
@@ -131,7 +131,7 @@ def test_every_declared_row_was_published() -> None:
     }
     assert [recipe.name for _, recipe in groups["chain"]][-1] == "mmlop"
     for group in ("chain", "rank"):
-        for row in tabulate(group, [measured(r.name, group, ONE) for _, r in groups[group]], trial()).values:
+        for row in tabulate([measured(r.name, group, ONE) for _, r in groups[group]], trial()).values:
             assert {"HM, published", "novel, published"} & set(row)
             assert any(value != "-" for key, value in row.items() if "published" in key), row
 
@@ -163,5 +163,11 @@ def test_the_command_trains_what_is_not_done_and_nothing_else(
     assert again.err.count("already done") == 18
     assert call(*line) == 0
     assert "mmlop-small-unshared" in capsys.readouterr().out
+    assert call(*line, "--group", "rank") == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("already done") == 6
+    assert "mmlop: chain" not in shown.out
+    assert call(*line, "--group", "ranks") == 2
+    assert "Unknown value of --group 'ranks'. Did you mean 'rank'?" in capsys.readouterr().err
     assert call(*line, "--shots", "1,2") == 2
     assert "one number of shots" in capsys.readouterr().err
