@@ -6,6 +6,7 @@ mean of ||x' - x|| / ||x||. The token is taken as the next block sees it, after 
 last block it is the feature itself.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ def influence(method: Method, classes: Classes, images: Tensor | None) -> dict[s
     """Relative change after each block, by tower, of what ``method.prompts()`` puts into that tower.
 
     ``images`` [B, 3, H, W] serve the vision tower, None where it is left alone. A tower left alone has no
-    entry.
+    entry, nor has one in which diverged prompts leave nothing that is a number.
     """
     clip, prompts = method.clip, method.prompts()
     few = replace(classes, names=classes.names[:SAMPLE])
@@ -34,7 +35,7 @@ def influence(method: Method, classes: Classes, images: Tensor | None) -> dict[s
         found["text"] = _change(_text(clip, method.layout(few), prompts), _text(clip, plain, Prompts()))
     if images is not None and (prompts.vision or prompts.vision_hook):
         found["vision"] = _change(_vision(clip, images, prompts), _vision(clip, images, Prompts()))
-    return found
+    return {tower: change for tower, change in found.items() if all(map(math.isfinite, change))}
 
 
 def _change(ours: list[Tensor], frozen: list[Tensor]) -> list[float]:

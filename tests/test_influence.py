@@ -55,3 +55,10 @@ def test_an_adapter_that_starts_at_zero_changes_nothing(clip: FrozenCLIP, classe
     size = clip.shape.image_size
     found = influence(method, classes, torch.randn(2, 3, size, size))
     assert found == {"text": [0.0] * 4, "vision": [0.0] * 4}
+
+
+def test_diverged_prompts_have_no_influence_to_report(clip: FrozenCLIP, classes: Classes) -> None:
+    """A number that is none would make the record unreadable."""
+    text = torch.full((2, clip.shape.text_width), 1e38)
+    found = measured(clip, classes, Prompts([None, text], [torch.randn(2, clip.shape.vision_width)]))
+    assert set(found) == {"vision"}
