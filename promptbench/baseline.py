@@ -17,8 +17,8 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    average: float = 1.0
-    dataset: float = 3.0
+    average: float = 0.5
+    dataset: float = 2.0
     slower: float = 0.25
 
 
