@@ -253,7 +253,6 @@ def profile(
 @app.command(
     epilog=_examples(
         "promptbench compare --plot tradeoff --x seconds --plot heatmap",
-        "promptbench compare --out results/reference --dataset average --format md",
         "promptbench compare --source published --plot tradeoff --backbone ViT-B-16-quickgelu",
     )
 )
