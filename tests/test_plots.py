@@ -102,7 +102,11 @@ def test_arithmetic_of_a_step_is_that_of_its_configuration() -> None:
         record = make("coop", "a", 1, 1, 1, settings=values)
         names = {f"dog {i}": (1, 2) for i in range(classes)}
         counts = [record.evaluations[0].model_copy(update={"per_class": names})]
-        return step_gflop(material([record.model_copy(update={"evaluations": counts})]), "coop", 16)
+        given = material([record.model_copy(update={"evaluations": counts})], cost="gflop", metric="base")
+        found = step_gflop(given, "coop", 16)
+        if found:
+            assert draw("tradeoff", given).data["gflop"].tolist() == [found]
+        return found
 
     few = gflop(3, epochs=1, batch_size=2)
     assert few > 0

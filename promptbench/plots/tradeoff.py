@@ -58,7 +58,7 @@ def tradeoff(material: Material) -> Drawing:
         keys = zip(measured["method"], measured["shots"], strict=True)
         measured["gflop"] = [step_gflop(material, method, shots) for method, shots in keys]
     if cost != "parameters":
-        published = published.iloc[:0]
+        published = published.iloc[:0].assign(**{cost: 0.0})
     said, lacking = [], published["parameters"].isna()
     if lacking.any():
         names = ", ".join(published[lacking]["method"])
