@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from promptbench import published
-from promptbench.compare import harmonic_mean
 from promptbench.errors import UserError
 from promptbench.method import Recipe, Step, get_recipe, recipes
-from promptbench.paired import jackknife
+from promptbench.pairwise import difference_text
 from promptbench.records import Record
+from promptbench.stats import Runs, paired
+from promptbench.tables import TITLES
 from promptbench.trials import Trial, get_benchmark
 
-TITLES = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
 Rows = list[dict[str, str]]
 
 
@@ -24,31 +24,40 @@ Rows = list[dict[str, str]]
 class Measured:
     """A step with what was measured: accuracy by label space, in percent, per (dataset, seed).
 
-    ``planned`` is how many of these there should be, ``settings`` are those of one of its trials.
+    ``planned`` is how many of these there should be, ``settings`` and ``shots`` are those of its trials.
     """
 
     step: Step
     recipe: Recipe
     settings: Mapping[str, Any]
+    shots: int
     parameters: int | None
     cells: dict[tuple[str, int], dict[str, float]]
     planned: int
 
     def mean(self, metric: str) -> float | None:
         """The average over datasets and seeds, None unless all were measured."""
-        complete = len(self.cells) == self.planned
-        return _statistic(self._array(list(self.cells)), metric) if complete else None
+        if not self.cells or len(self.cells) < self.planned:
+            return None
+        datasets, seeds = (sorted(set(names)) for names in zip(*self.cells, strict=True))
+        return self._runs(datasets, seeds).headline[metric]
 
     def against(self, other: "Measured", metric: str) -> tuple[float, float, float] | None:
-        """This minus ``other`` with its 95 % interval over the datasets and seeds that both have."""
-        common = [cell for cell in self.cells if cell in other.cells]
-        if not common:
+        """This minus ``other`` with its 95 % interval (`stats.paired`), on the datasets that both have and
+        the seeds that both have of each of these."""
+        both = self.cells.keys() & other.cells.keys()
+        datasets = sorted({dataset for dataset, _ in both})
+        seeds = [s for s in sorted({s for _, s in both}) if all((name, s) in both for name in datasets)]
+        if not seeds:
             return None
-        both = np.stack([self._array(common), other._array(common)], axis=1)
-        return jackknife(both, lambda rows: _statistic(rows[:, 0], metric) - _statistic(rows[:, 1], metric))
+        row = paired([(self._runs(datasets, seeds), other._runs(datasets, seeds))], metric).iloc[0]
+        return row["difference"], row["low"], row["high"]
 
-    def _array(self, cells: Sequence[tuple[str, int]]) -> np.ndarray:
-        return np.array([list(self.cells[cell].values()) for cell in cells])
+    def _runs(self, datasets: Sequence[str], seeds: Sequence[int]) -> Runs:
+        """The results of a grid of datasets and seeds, all of which there are."""
+        grid = [[self.cells[dataset, seed] for seed in seeds] for dataset in datasets]
+        values = {space: np.array([[cell[space] for cell in row] for row in grid]) for space in grid[0][0]}
+        return Runs(self.recipe.name, self.shots, tuple(seeds), values)
 
 
 @dataclass
@@ -91,7 +100,8 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
                 cell[counts.classes] = counts.accuracy
     planned = {(e.dataset, t.seed) for t in trials for e in t.evaluations if _counts_for(t, e.dataset)}
     parameters = max((record.trainable_parameters for record in made), default=None)
-    return Measured(step, recipe, trials[0].settings, parameters, cells, len(planned))
+    first = trials[0]
+    return Measured(step, recipe, first.settings, first.shots, parameters, cells, len(planned))
 
 
 def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
@@ -116,7 +126,7 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
         both = [m for m in metrics if m in theirs[i] and m in theirs[i - 1]]
         away = {m: theirs[i][m] - theirs[i - 1][m] for m in both}
         row = {"step": steps[i].step.step, "after": steps[i - 1].step.step}
-        row |= {f"{TITLES[m]} [95 %]": _interval(ours[m]) for m in metrics}
+        row |= {f"{TITLES[m]} [95 %]": difference_text(*one) if (one := ours[m]) else "-" for m in metrics}
         if shown:
             row["published"] = ", ".join(f"{TITLES[m]} {away[m]:+.2f}" for m in both) or "-"
             row["direction"] = ", ".join(direction(ours[m], away[m]) for m in both) or "-"
@@ -132,12 +142,6 @@ def direction(ours: tuple[float, float, float] | None, theirs: float) -> str:
     if not (low > 0 or high < 0) or theirs == 0:
         return "not distinguishable"
     return "agrees" if (low > 0) == (theirs > 0) else "does not agree"
-
-
-def _statistic(rows: np.ndarray, metric: str) -> float:
-    """From accuracies [n, label spaces in the order of their names]."""
-    means = dict(zip(("base", "novel") if rows.shape[1] == 2 else ("all",), rows.mean(axis=0), strict=True))
-    return float(harmonic_mean(means["base"], means["novel"]) if metric == "hm" else means[metric])
 
 
 def _counts_for(trial: Trial, dataset: str) -> bool:
@@ -168,8 +172,8 @@ def _notes(steps: Sequence[Measured], trial: Trial, compared: bool) -> list[str]
     seeds = sorted({seed for one in steps for _, seed in one.cells})
     notes = [
         f"Measured: {trial.backbone}, {trial.shots} shots, {len(names)} datasets ({', '.join(names)}), "
-        f"seeds {', '.join(map(str, seeds))}; differences to the step before with 95 % intervals, paired "
-        "over datasets and seeds."
+        f"seeds {', '.join(map(str, seeds))}; differences to the step before: mean over seeds "
+        "[95 % t-interval]."
     ]
     if trial.limit is not None or trial.split != "test":
         notes.append("Not comparable: a smoke run (--limit) or another split than test.")
@@ -201,10 +205,3 @@ def _also_changed(before: Measured, after: Measured) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _interval(difference: tuple[float, float, float] | None) -> str:
-    if difference is None:
-        return "-"
-    estimate, low, high = difference
-    return f"{estimate:+.2f}" if np.isnan(low) else f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -15,9 +15,9 @@ from promptbench.baseline import Baseline, Limits, Result, read_baseline, requir
 from promptbench.cache import FeatureCache
 from promptbench.errors import UserError
 from promptbench.options import RunOptions
-from promptbench.paired import jackknife
 from promptbench.progress import make_reporter
 from promptbench.records import Record
+from promptbench.stats import jackknife
 from promptbench.steptime import ATTEMPTS, Pace, against, make_timer
 from promptbench.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
 from promptbench.trials import Trial

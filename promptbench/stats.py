@@ -4,7 +4,7 @@ Accuracies come as arrays [datasets, seeds]. A method without seeds (zero-shot) 
 beside every seed of the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -65,6 +65,20 @@ def percentiles(draws: Array) -> tuple[Array, Array]:
     """Lower and upper end of the percentile interval along the first axis."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
+
+
+def jackknife(pairs: NDArray[Any], statistic: Callable[[NDArray[Any]], float]) -> tuple[float, float, float]:
+    """``statistic(pairs)`` and its interval, from leaving out each of the n rows of ``pairs`` [n, ...] once.
+
+    A t-interval of the jackknife's pseudo-values. For a mean of rows this is the ordinary paired t-interval;
+    it also serves for what is no mean of rows, such as a mean of ratios. The limits are NaN for a single row.
+    """
+    n, estimate = len(pairs), statistic(pairs)
+    if n < 2:
+        return estimate, float("nan"), float("nan")
+    without = np.array([statistic(np.delete(pairs, i, axis=0)) for i in range(n)])
+    half = float(t_half_width((n - 1) * without.std(ddof=1), n))
+    return estimate, estimate - half, estimate + half
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

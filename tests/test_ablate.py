@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -11,7 +10,6 @@ from promptbench.ablate import Measured, direction, measure, steps_of, tabulate
 from promptbench.compare import harmonic_mean
 from promptbench.errors import UserError
 from promptbench.method import get_recipe
-from promptbench.paired import jackknife
 from promptbench.trials import Evaluation, Trial
 from tests.test_cli import arguments, call, records
 from tests.test_compare import make
@@ -43,31 +41,28 @@ def trial() -> Trial:
     return make("mmlop", "a", 1, 1, 1, evaluations=[Evaluation(dataset="a", classes=h) for h in HALVES]).trial
 
 
-ONE = {("a", 1): (100, 120), ("a", 2): (110, 120), ("b", 1): (140, 60), ("b", 2): (150, 50)}
-TWO = {("a", 1): (104, 123), ("a", 2): (116, 122), ("b", 1): (146, 64), ("b", 2): (154, 53)}
+ONE = {("a", 1): (100, 120), ("a", 2): (110, 120), ("a", 3): (120, 110)}
+ONE |= {("b", 1): (140, 60), ("b", 2): (150, 50), ("b", 3): (130, 70)}
+TWO = {("a", 1): (104, 123), ("a", 2): (117, 122), ("a", 3): (125, 114)}
+TWO |= {("b", 1): (146, 64), ("b", 2): (154, 53), ("b", 3): (134, 74)}
 
 
-def test_jackknife_of_a_mean_is_the_paired_t_interval() -> None:
-    differences = np.array([1.0, 2.5, -0.5, 3.0, 2.0])
-    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert jackknife(differences, np.mean) == pytest.approx((differences.mean(), *expected))
-    estimate, low, high = jackknife(differences[:1], np.mean)
-    assert (estimate, np.isnan(low), np.isnan(high)) == (1.0, True, True)
-
-
-def test_differences_are_those_of_the_averages_shown() -> None:
+def test_differences_of_the_seeds_averages() -> None:
     before, after = measured("mmlop-lowrank", "chain", ONE), measured("mmlop-consistency", "chain", TWO)
-    base, novel = 125 / 2, 87.5 / 2
+    base, novel = 750 / 12, 530 / 12
     assert before.mean("base") == base
     assert before.mean("hm") == pytest.approx(harmonic_mean(base, novel))
     found = after.against(before, "base")
     assert found is not None
-    expected = stats.ttest_1samp([2.0, 3.0, 3.0, 2.0], 0).confidence_interval(0.95)
+    expected = stats.ttest_1samp([2.5, 2.75, 2.25], 0).confidence_interval(0.95)
     assert found == pytest.approx((2.5, *expected))
     found = after.against(before, "hm")
     assert found is not None
-    assert found[0] == pytest.approx(harmonic_mean(65, 45.25) - harmonic_mean(base, novel))
-    assert found[1] < found[0] < found[2]
+    then = [harmonic_mean(60, 45), harmonic_mean(65, 42.5), harmonic_mean(62.5, 45)]
+    now = [harmonic_mean(62.5, 46.75), harmonic_mean(67.75, 43.75), harmonic_mean(64.75, 47)]
+    each = [a - b for a, b in zip(now, then, strict=True)]
+    expected = stats.ttest_1samp(each, 0).confidence_interval(0.95)
+    assert found == pytest.approx((sum(each) / 3, *expected))
 
     table = tabulate([before, after], trial())
     assert [row["HM, published"] for row in table.values] == ["77.06", "78.78"]
@@ -94,16 +89,16 @@ def test_direction(ours: Any, theirs: float, verdict: str) -> None:
 
 
 def test_what_is_missing_is_shown_as_missing() -> None:
-    """No average over part of the results; the difference is over what both steps have."""
+    """No average over part of the results; the difference is over the seeds both steps have."""
     before, after = (
         measured("mmlop-lowrank", "chain", ONE),
         measured("mmlop-consistency", "chain", TWO, lose=1),
     )
     table = tabulate([before, after], trial())
     assert table.values[1]["HM"] == "-"
-    assert "mmlop-consistency: 3 of 4 results, so no average." in table.notes
-    assert table.differences[0]["base [95 %]"].startswith("+2.67 ")
-    none = tabulate([before, measured("mmlop-consistency", "chain", TWO, lose=4)], trial())
+    assert "mmlop-consistency: 5 of 6 results, so no average." in table.notes
+    assert table.differences[0]["base [95 %]"].startswith("+2.62 [")
+    none = tabulate([before, measured("mmlop-consistency", "chain", TWO, lose=6)], trial())
     assert none.differences[0]["direction"] == "not measured"
 
 

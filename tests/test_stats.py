@@ -29,6 +29,14 @@ def test_holm() -> None:
     assert with_gap[2:] == [1, 1]
 
 
+def test_jackknife_of_a_mean_is_the_paired_t_interval() -> None:
+    differences = np.array([1.0, 2.5, -0.5, 3.0, 2.0])
+    expected = scipy_stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert stats.jackknife(differences, np.mean) == pytest.approx((differences.mean(), *expected))
+    estimate, low, high = stats.jackknife(differences[:1], np.mean)
+    assert (estimate, math.isnan(low), math.isnan(high)) == (1.0, True, True)
+
+
 def test_bootstrap_interval_covers() -> None:
     """Of normal seeds with different spreads per dataset, about 95 in 100 intervals hold the mean. Without
     the stretching three seeds give 85."""
