@@ -14,7 +14,7 @@ import pandas as pd
 from promptbench.errors import UserError, unknown
 from promptbench.records import Record, read_records
 from promptbench.stats import Runs, harmonic_mean, t_half_width
-from promptbench.tables import AVERAGE, SPACES, notes, render
+from promptbench.tables import AVERAGE, SPACES, few, notes, render
 from promptbench.trials import get_benchmark
 
 __all__ = [
@@ -136,16 +136,11 @@ def _require_same(what: str, records: Sequence[tuple[str, str, str]]) -> None:
         groups.setdefault(name, {}).setdefault(version, []).append(record)
     for name, versions in sorted(groups.items()):
         if len(versions) > 1:
+            against = " against ".join(few(sorted(hashes), 3) for hashes in versions.values())
             raise UserError(
                 f"The records of {name} were made with different {what} and cannot be compared "
-                f"({' against '.join(map(_few, versions.values()))}); keep them in apart --out folders or "
-                "delete the old ones."
+                f"({against}); keep them in apart --out folders or delete the old ones."
             )
-
-
-def _few(hashes: Sequence[str]) -> str:
-    more = f" and {len(hashes) - 3} more" if len(hashes) > 3 else ""
-    return ", ".join(sorted(hashes)[:3]) + more
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:

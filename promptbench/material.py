@@ -79,9 +79,15 @@ class Material:
 
     @cached_property
     def where(self) -> str:
-        """The average over datasets if there are several, else the dataset."""
-        names = list(self.shown["dataset"].unique())
+        """The average over datasets if there are several, else the dataset; what a transfer benchmark trains
+        on is not counted."""
+        names = [name for name in self.shown["dataset"].unique() if name not in self.summary.attrs["sources"]]
         return AVERAGE if AVERAGE in names or not names else names[0]
+
+    @cached_property
+    def overall(self) -> pd.DataFrame:
+        """The rows of the summary that say how good a method is overall, those of `where`."""
+        return self.summary[self.summary["dataset"] == self.where]
 
     @cached_property
     def datasets(self) -> list[str]:

@@ -1,12 +1,11 @@
 """Methods in pairs (`promptbench.stats.all_pairs`): the full table, and the few sentences that sum it up."""
 
 import textwrap
-from collections.abc import Sequence
 
 import pandas as pd
 
 from promptbench.stats import ALPHA
-from promptbench.tables import TITLES, WIDTH, Format, escape, terminal
+from promptbench.tables import TITLES, WIDTH, Format, escape, few, terminal
 
 FEW = 5
 #: what is asked, and the column of its corrected p-values
@@ -66,14 +65,9 @@ def _winners(group: pd.DataFrame, column: str) -> str:
         found.setdefault(winner, []).append(loser)
     if not found:
         return f"none of {len(group)} pairs differs" if len(group) > 1 else "the two do not differ"
-    texts = [f"{winner} > {_few(losers)}" for winner, losers in found.items()]
+    texts = [f"{winner} > {few(losers, FEW)}" for winner, losers in found.items()]
     more = f"; {len(texts) - FEW} more have such pairs (--pairs)" if len(texts) > FEW else ""
     return "; ".join(texts[:FEW]) + more
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - FEW} more" if len(names) > FEW + 1 else ""
-    return ", ".join(names[:FEW] if more else names) + more
 
 
 def p_text(p: float) -> str:

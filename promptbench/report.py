@@ -1,42 +1,32 @@
 """One HTML file with everything that records of finished runs say: no network, no server, can be mailed.
 
-`collect` reads each record once and keeps sums; `build` makes the page from them. What other modules give
-for tables and figures enters in `tables` and `figures` only.
+`collect` reads each record once and keeps sums; `build` makes the page from them.
 """
 
 import base64
 import gc
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import Any
 
 import promptbench
 from promptbench import report_tables, wording
-from promptbench.compare import comparable, frame, is_whole_test, notes, summarise
+from promptbench.compare import comparable, is_whole_test, measured, notes
 from promptbench.data import Dataset, load
-from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
+from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
-from promptbench.plots import tradeoff
 from promptbench.records import BriefRecord, Record, each_record, read_record
+from promptbench.report_figures import Figure, figures
 from promptbench.report_tables import Fold, Table
+from promptbench.stats import all_pairs
 from promptbench.trials import BENCHMARKS, get_benchmark
 
 MAX_BROKEN = 20  # paths of records that cannot be read
 MAX_SEEDS = 20  # of a method on a dataset, for classes and confusions; all count in every other table
-
-
-class Figure(NamedTuple):
-    """A picture of data: its caption and a PNG as a data URI."""
-
-    caption: str
-    uri: str
 
 
 @dataclass
@@ -150,26 +140,6 @@ def build(found: Collected, benchmarks: Sequence[str], backbone: str | None, alb
     )
 
 
-# ---------------------------------------------------------------------- what other modules give
-
-
-def tables(records: Sequence[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per evaluation, and means and deviations over seeds."""
-    table = frame(records)
-    return table, summarise(table)
-
-
-def figures(summary: pd.DataFrame) -> list[Figure]:
-    """The figures that can be drawn of these records."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            png = tradeoff(summary, Path(folder))[0].read_bytes()
-        except UserError:  # nothing was trained, or on no dataset in full
-            return []
-    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return [Figure("Accuracy against trainable parameters; the numbers are in the table of averages.", uri)]
-
-
 # ---------------------------------------------------------------------- a benchmark's section
 
 
@@ -184,8 +154,9 @@ def _benchmarks(found: Collected, asked: Sequence[str], backbone: str | None) ->
 
 
 def _section(name: str, found: Collected, records: Sequence[Record], album: Album) -> Section:
-    table, summary = tables(records)
-    verdicts = wording.verdicts(table, summary)
+    material = Material(records, found.out, name, records[0].trial.backbone)
+    table, summary = material.table, material.summary
+    verdicts = wording.verdicts(material, all_pairs(measured(table)))
     labels = dict(zip(table["hash"], table["method"], strict=True))
     most = int(summary["shots"].max())
     named = {
@@ -203,12 +174,12 @@ def _section(name: str, found: Collected, records: Sequence[Record], album: Albu
     return Section(
         name=name,
         about=get_benchmark(name).summary,
-        lead=wording.lead(table, summary, records[0].trial),
+        lead=wording.lead(material),
         verdicts=[(wording.title(verdict, several), wording.sentence(verdict)) for verdict in verdicts],
         caution=wording.caution(verdicts),
-        averages=report_tables.averages(table, summary, strong),
+        averages=report_tables.averages(material.overall, strong),
         notes=notes(summary),
-        figures=figures(summary),
+        figures=figures(material),
         datasets=report_tables.by_dataset(summary),
         shots=most,
         classes=report_tables.per_class(found.mistakes, whose),

@@ -1,6 +1,5 @@
 """The tables of a report, as values for its template."""
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from promptbench.compare import AVERAGE
 from promptbench.mistakes import Album, Mistakes, Pair, Sums, Where, Who
 from promptbench.records import Record
-from promptbench.wording import TITLES, few
+from promptbench.tables import AVERAGE, TITLES, few, metrics, spread
+from promptbench.wording import HEADINGS
 
-METRICS = {"hm": "HM", "base": "base", "novel": "novel", "all": "accuracy"}
 SPACES = {"base": "base classes", "novel": "novel classes", "all": "all classes"}
 MAX_CLASSES = 300  # rows of classes in a table; the weakest where there are more
 MAX_VALUES = 4  # of one setting
@@ -29,6 +27,7 @@ class Cell(NamedTuple):
     shade: int | None = None
     pictures: Sequence[tuple[int, str]] = ()
     strong: bool = False
+    wide: bool = False  # the place of the spread is that of an interval
 
 
 @dataclass
@@ -55,17 +54,13 @@ class Fold:
     remark: str = ""
 
 
-def averages(table: pd.DataFrame, summary: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
-    """A row per method and number of shots: the average over datasets, or the only dataset, and costs.
+def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
+    """A row per method and number of shots: ``rows`` (`Material.overall`) with accuracies and costs.
 
     ``strong``: (method, shots, metric) of the numbers to stress.
     """
-    rows = summary[summary["dataset"] == AVERAGE]
-    if rows.empty:
-        rows = summary[~summary["dataset"].isin(summary.attrs["sources"])]
-    metrics = [key for key in METRICS if key in summary]
-    several = _several_shots(summary)
-    peaks = table.groupby(["method", "shots"])["peak_bytes"].max()
+    several = _several_shots(rows)
+    keys = metrics(rows)
     made = [
         [
             Cell(row["method"]),
@@ -74,16 +69,16 @@ def averages(table: pd.DataFrame, summary: pd.DataFrame, strong: set[tuple[str, 
                 _number(row, key, _has_spread(rows, key))._replace(
                     strong=(row["method"], row["shots"], key) in strong
                 )
-                for key in metrics
+                for key in keys
             ),
             Cell(f"{int(row['parameters']):,}"),
             Cell(str(int(row["seeds"])) if row["seeds"] else "-"),
             Cell("-" if pd.isna(row["seconds"]) else f"{row['seconds']:,.1f}"),
-            Cell(f"{peaks[row['method'], row['shots']] / 2**20:,.0f}"),
+            Cell("-" if pd.isna(row["memory"]) else f"{row['memory'] / 2**20:,.0f}"),
         ]
-        for _, row in rows.iterrows()
+        for row in rows.to_dict("records")
     ]
-    columns = ["method", *(["shots"] if several else []), *(METRICS[key] for key in metrics)]
+    columns = ["method", *(["shots"] if several else []), *(TITLES[key] for key in keys)]
     columns += ["parameters", "seeds", "training s", "memory MiB"]
     return Table("Averages", columns, [("", made)])
 
@@ -94,23 +89,23 @@ def by_dataset(summary: pd.DataFrame) -> list[Fold]:
     if len(datasets) < 2:
         return []
     several = _several_shots(summary)
-    cells = {(r["method"], r["shots"], r["dataset"]): r for _, r in summary.iterrows()}
+    cells = {(row["method"], row["shots"], row["dataset"]): row for row in summary.to_dict("records")}
     rows = list(dict.fromkeys(zip(summary["method"], summary["shots"], strict=True)))
     sources = summary.attrs["sources"]
     names = [f"{name} (source)" if name in sources else name for name in datasets]
     folds = []
-    for key in (key for key in METRICS if key in summary):
-        spread, nothing = _has_spread(summary, key), {key: math.nan, f"{key}_std": math.nan}
+    for key in metrics(summary):
+        with_spread = _has_spread(summary, key)
         made = [
             [
                 Cell(method),
                 *([_shots(shots)] if several else []),
-                *(_number(cells.get((method, shots, name), nothing), key, spread) for name in datasets),
+                *(_number(cells.get((method, shots, name), {}), key, with_spread) for name in datasets),
             ]
             for method, shots in rows
         ]
         columns = ["method", *(["shots"] if several else []), *names]
-        title = f"{TITLES[key]} by dataset"
+        title = f"{HEADINGS[key]} by dataset"
         folds.append(Fold(title, tables=[Table(title, columns, [("", made)])]))
     return folds
 
@@ -123,11 +118,11 @@ def _shots(shots: int) -> Cell:
     return Cell(str(shots) if shots else "-")
 
 
-def _number(row: Any, key: str, spread: bool) -> Cell:
-    """Mean and, if any cell of the table has one, ``spread`` over seeds."""
-    mean, std = row[key], row[f"{key}_std"]
-    text = "-" if pd.isna(mean) else f"{mean:.2f}"
-    return Cell(text, ("" if pd.isna(std) else f"± {std:.2f}") if spread else None)
+def _number(row: Mapping[Any, Any], key: str, with_spread: bool) -> Cell:
+    """The mean and, if any cell of the table has one, its spread."""
+    known = key in row and not pd.isna(row[key])
+    beside = (spread(row, key) if known else "") if with_spread else None
+    return Cell(f"{row[key]:.2f}" if known else "-", beside, wide=row.get("dataset") == AVERAGE)
 
 
 def _has_spread(rows: pd.DataFrame, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,6 +17,13 @@ TITLES = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
 def metrics(summary: pd.DataFrame) -> list[str]:
     """The metrics a summary has, in the order of the columns."""
     return [key for key in TITLES if key in summary]
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The names, or the first of them and how many more there are (never a single one)."""
+    most = most if len(names) > most + 1 else len(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_published(summary: pd.DataFrame) -> "pd.Series[bool]":
@@ -58,13 +65,16 @@ def _text(summary: pd.DataFrame, intervals: bool) -> pd.DataFrame:
 
 def _number(row: dict[Any, Any], key: str, intervals: bool) -> str:
     """ "mean ± std", of averages "mean [low, high]"."""
-    mean, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
-    if pd.isna(mean):
-        return "-"
+    return "-" if pd.isna(row[key]) else f"{row[key]:.2f} {spread(row, key, intervals)}".rstrip()
+
+
+def spread(row: Mapping[Any, Any], key: str, intervals: bool = False) -> str:
+    """What stands beside a mean: "± std" over seeds, of averages "[low, high]"; nothing if it has none."""
     if intervals or row["dataset"] == AVERAGE:
-        return f"{mean:.2f}" if pd.isna(low) or low == high else f"{mean:.2f} [{low:.1f}, {high:.1f}]"
+        low, high = row[f"{key}_low"], row[f"{key}_high"]
+        return "" if pd.isna(low) or low == high else f"[{low:.1f}, {high:.1f}]"
     std = row[f"{key}_std"]
-    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
+    return "" if pd.isna(std) else f"± {std:.2f}"
 
 
 def caption(summary: pd.DataFrame) -> str:

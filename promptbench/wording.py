@@ -1,23 +1,20 @@
 """A comparison in words: who is highest, from whom the seeds do not tell it apart, who beats zero-shot.
 
-A seed gives every method the same pictures in the same order, so methods are compared in pairs, seed by
-seed, on the averages over datasets. Zero-shot has no seed: its one result stands in every pair.
+What stands apart is what `stats.all_pairs` tells apart over seeds, as in `promptbench compare`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
-from promptbench.compare import AVERAGE, harmonic_mean
-from promptbench.trials import Trial
+from promptbench.material import Material
+from promptbench.stats import ALPHA, MOST
+from promptbench.tables import few, spread
 
 ZEROSHOT = "zeroshot"
-SEEDLESS = -1  # in place of the seed of what is one trial, not one per seed
-LEVEL = 0.05
-TITLES = {"hm": "HM", "base": "Base classes", "novel": "Novel classes", "all": "Accuracy"}
+HEADINGS = {"hm": "HM", "base": "Base classes", "novel": "Novel classes", "all": "Accuracy"}
 Relation = dict[str, list[str]]  # "higher", "same", "lower", "untested" -> methods
 
 
@@ -30,7 +27,7 @@ class Verdict:
     shots: int
     best: str
     values: Mapping[str, float]
-    std: float
+    spread: str  # "[low, high]" or "± std" of the highest
     others: Relation
     against: Relation
     seeds: int  # most seeds that a pair has in common
@@ -42,102 +39,51 @@ class Verdict:
         return {self.best, *self.others.get("same", [])} if self.seeds > 1 else set()
 
 
-def verdicts(table: pd.DataFrame, summary: pd.DataFrame) -> list[Verdict]:
-    """Every metric of `compare.summarise` at every number of shots, HM or accuracy first."""
-    each = per_seed(table)
-    rows = summary[summary["dataset"] == AVERAGE]
-    if rows.empty:
-        rows = summary[~summary["dataset"].isin(summary.attrs["sources"])]
+def verdicts(material: Material, pairs: pd.DataFrame) -> list[Verdict]:
+    """Every metric at every number of shots, HM or accuracy first, by ``pairs`` (`stats.all_pairs`)."""
+    rows = material.overall
     return [
-        _verdict(each, rows[rows["shots"].isin([0, shots])], metric, shots)
+        _verdict(pairs, rows[rows["shots"].isin([0, shots])], metric, shots)
         for shots in sorted(set(rows["shots"]) - {0}) or [0]
         for metric in ("hm", "base", "novel", "all")
         if metric in rows and rows[rows["shots"].isin([0, shots])][metric].notna().any()
     ]
 
 
-def per_seed(table: pd.DataFrame) -> pd.DataFrame:
-    """Averages over the datasets, in percent: a row for each (method, shots, seed) that has them all, a
-    column for each metric; HM is that of the averages."""
-    targets = table[~table["source"]]
-    targets = targets.assign(seed=targets["seed"].where(targets["shots"] > 0, SEEDLESS))
-    wide = targets.pivot_table(
-        index=["method", "shots", "seed"],
-        columns=["classes", "dataset"],
-        values="accuracy",
-        aggfunc="first",
-    ).dropna()
-    each = wide.T.groupby(level="classes").mean().T
-    if {"base", "novel"} <= set(each):
-        pairs = zip(each["base"], each["novel"], strict=True)
-        each["hm"] = [harmonic_mean(base, novel) for base, novel in pairs]
-    return each
-
-
-def _verdict(each: pd.DataFrame, rows: pd.DataFrame, metric: str, shots: int) -> Verdict:
-    means = rows.set_index("method")[metric]
-    values = means.dropna().sort_values(ascending=False, kind="stable")
-    level = each.index.get_level_values("shots")
-    mine = each[level.isin([0, shots])][metric].droplevel("shots")
-    scores = {method: mine.loc[[method]].droplevel("method") for method in values.index}
-    best = str(values.index[0])
-    others, seeds = _relate(scores, best)
-    against, more = _relate(scores, ZEROSHOT) if ZEROSHOT in scores else ({}, 0)
+def _verdict(pairs: pd.DataFrame, rows: pd.DataFrame, metric: str, shots: int) -> Verdict:
+    rows = rows.set_index("method").sort_values(metric, ascending=False, kind="stable")
+    values = {str(method): float(value) for method, value in rows[metric].dropna().items()}
+    best, highest = next(iter(values)), rows.to_dict("records")[0]
+    if len(pairs):
+        pairs = pairs[(pairs["metric"] == metric) & pairs["shots"].isin([0, shots])]
     return Verdict(
         metric,
         shots,
         best,
-        {str(method): float(value) for method, value in values.items()},
-        float(rows.set_index("method")[f"{metric}_std"][best]),
-        others,
-        against,
-        max(seeds, more),
-        sorted(means[means.isna()].index),
+        values,
+        spread(highest, metric),
+        _relate(pairs, best, values),
+        _relate(pairs, ZEROSHOT, values) if ZEROSHOT in values else {},
+        int(pairs["seeds"].max()) if len(pairs) else 0,
+        sorted(rows.index[rows[metric].isna()]),
     )
 
 
-def _relate(scores: Mapping[str, "pd.Series[float]"], to: str) -> tuple[Relation, int]:
-    """How the others stand to one method, by paired t-tests that are Holm-corrected together; and the most
-    seeds a pair has in common."""
-    differences = {m: paired(s, scores[to]) for m, s in scores.items() if m != to}
-    tested = [m for m, difference in differences.items() if len(difference) > 1]
-    p_values = holm([_p_value(differences[m]) for m in tested])
+def _relate(pairs: pd.DataFrame, to: str, methods: Iterable[str]) -> Relation:
+    """How the other ``methods`` stand to one, by the corrected paired t-tests over seeds."""
+    where: dict[str, str] = {}
+    for row in pairs.to_dict("records"):
+        if to not in (row["method"], row["other"]) or pd.isna(row["p_seeds"]):
+            continue
+        first = row["other"] == to
+        above = (row["difference"] > 0) == first
+        text = "same" if row["p_seeds"] >= ALPHA else "higher" if above else "lower"
+        where[row["method"] if first else row["other"]] = text
     found: Relation = {}
-    for method, difference in differences.items():
-        if method not in tested:
-            where = "untested"
-        elif p_values[tested.index(method)] >= LEVEL:
-            where = "same"
-        else:
-            where = "higher" if difference.mean() > 0 else "lower"
-        found.setdefault(where, []).append(method)
-    return found, max(map(len, differences.values()), default=0)
-
-
-def paired(one: "pd.Series[float]", other: "pd.Series[float]") -> np.ndarray:
-    """Differences seed by seed; what has no seed stands against every seed of the other."""
-    if list(one.index) == [SEEDLESS]:
-        return one.iloc[0] - other.to_numpy()
-    if list(other.index) == [SEEDLESS]:
-        return one.to_numpy() - other.iloc[0]
-    return (one - other).dropna().to_numpy()
-
-
-def _p_value(differences: np.ndarray) -> float:
-    from scipy import stats
-
-    if np.ptp(differences) < 1e-9:  # the same in every seed: no noise to tell it from
-        return 1.0 if abs(differences[0]) < 1e-9 else 0.0
-    return float(stats.ttest_1samp(differences, 0).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction of several p-values, in their order."""
-    order = np.argsort(p_values, kind="stable")
-    steps = [p_values[index] * (len(p_values) - rank) for rank, index in enumerate(order)]
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
-    return corrected.tolist()
+    for method in methods:
+        if method != to:
+            found.setdefault(where.get(method, "untested"), []).append(method)
+    return found
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -151,13 +97,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
-def few(names: Sequence[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more there are (never a single one)."""
-    most = most if len(names) > most + 1 else len(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def sentence(verdict: Verdict) -> str:
     """The verdict for people, without its metric."""
     values, others = verdict.values, verdict.others
@@ -165,8 +104,7 @@ def sentence(verdict: Verdict) -> str:
     def named(methods: Sequence[str]) -> str:
         return few([f"{method} {value:.2f}" for method, value in values.items() if method in methods])
 
-    spread = "" if pd.isna(verdict.std) else f" ± {verdict.std:.2f}"
-    parts = [f"highest is {verdict.best}, {values[verdict.best]:.2f}{spread}."]
+    parts = [f"highest is {f'{verdict.best}, {values[verdict.best]:.2f} {verdict.spread}'.rstrip()}."]
     words = {"same": "Within noise of it", "lower": "Lower, beyond noise", "untested": "Below it, not tested"}
     parts += [f"{text}: {named(others[key])}." for key, text in words.items() if key in others]
     # lower in the table and higher in the tests: where a pair does not share all the seeds of the means
@@ -184,12 +122,13 @@ def sentence(verdict: Verdict) -> str:
 def title(verdict: Verdict, several_shots: bool) -> str:
     """What the verdict is about."""
     shots = f", {verdict.shots} shot{'s' if verdict.shots > 1 else ''}" if several_shots else ""
-    return TITLES[verdict.metric] + shots
+    return HEADINGS[verdict.metric] + shots
 
 
-def lead(table: pd.DataFrame, summary: pd.DataFrame, trial: Trial) -> str:
-    """What was compared: methods, datasets, shots, seeds, and the backbone of ``trial``, one of them all."""
-    methods = list(dict.fromkeys(summary["method"]))
+def lead(material: Material) -> str:
+    """What was compared: methods, datasets, shots, seeds and the backbone."""
+    table, trial = material.table, material.records[0].trial
+    methods = list(dict.fromkeys(material.summary["method"]))
     targets = list(dict.fromkeys(table[~table["source"]]["dataset"]))
     sources = list(dict.fromkeys(table[table["source"]]["dataset"]))
     drawn = table[table["shots"] > 0]
@@ -227,7 +166,9 @@ def caution(verdicts: Sequence[Verdict]) -> str:
         )
     text = (
         "Within noise: a paired t-test over the common seeds does not tell the two apart (5 %, Holm's "
-        "correction over the comparisons with one method), which does not make them equal. Seeds vary shots, "
-        "order and crops, not the datasets."
+        "correction over all pairs of methods), which does not make them equal. Seeds vary shots, order and "
+        "crops, not the datasets."
     )
+    if max(len(verdict.values) for verdict in verdicts) > MOST:
+        text += f" Of more than {MOST} methods only the highest is compared with the others."
     return text + (f" {seeds} seeds show large differences only." if seeds < 5 else "")

@@ -9,13 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from promptbench import data, mistakes, report, wording
-from promptbench.compare import frame, summarise
+from promptbench import data, mistakes, report, report_figures, wording
+from promptbench.compare import measured
 from promptbench.errors import UserError
+from promptbench.material import Material
+from promptbench.plots import FIGURES
 from promptbench.records import Confused, Counts, Record, Seconds
+from promptbench.stats import all_pairs
 from promptbench.trials import Trial
 from tests.test_cli import call
 
@@ -82,13 +84,13 @@ RECORDS = [
 ]
 
 
-FIGURES = report.figures
+DRAW = report.figures
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds; two tests put it back."""
-    monkeypatch.setattr(report, "figures", lambda summary: [])
+    monkeypatch.setattr(report, "figures", lambda material: [])
 
 
 def write(records: list[Record], out: Path) -> Path:
@@ -171,32 +173,40 @@ def test_words_say_what_is_within_noise(tmp_path: Path) -> None:
     assert "beyond noise" not in alone
 
 
-def test_holm_and_pairs() -> None:
-    assert wording.holm([0.01, 0.04, 0.03]) == pytest.approx(
-        [0.03, 0.06, 0.06]
-    )  # 3 p1, 2 p3, then at least that
-    assert wording.holm([]) == []
-    fixed = pd.Series([50.0], index=[wording.SEEDLESS])
-    seeds = pd.Series([51.0, 53.0], index=[1, 2])
-    assert list(wording.paired(seeds, fixed)) == [1.0, 3.0]
-    assert list(wording.paired(fixed, seeds)) == [-1.0, -3.0]
-    assert list(wording.paired(seeds, pd.Series([1.0, 1.0], index=[2, 3]))) == [52.0]  # common seeds only
-
-
 def test_a_method_without_all_datasets_is_not_ranked() -> None:
     records = [
         *RECORDS,
         *(make("deep", seed, 150, 150, "b") for seed in (1, 2)),
         make("zeroshot", 0, 1, 1, "b"),
     ]
-    table = frame(records)
-    found = wording.verdicts(table, summarise(table))[0]
+    material = Material(records, Path())
+    found = wording.verdicts(material, all_pairs(measured(material.table)))[0]
     assert found.metric == "hm"
     assert found.missing == ["other", "small"]
     assert set(found.values) == {"deep", "zeroshot"}
     assert "Not ranked, as a dataset or a seed common to all is missing: other, small." in wording.sentence(
         found
     )
+
+
+def test_verdicts_are_those_of_compare() -> None:
+    """Holm over all pairs of a metric: what `compare` does not list is within noise here."""
+    material = Material(RECORDS, Path())
+    pairs = all_pairs(measured(material.table))
+    for verdict in wording.verdicts(material, pairs):
+        mine = pairs[(pairs["metric"] == verdict.metric) & (pairs["method"] == verdict.best)]
+        lower = set(mine[mine["p_seeds"] < 0.05]["other"])
+        assert set(verdict.others.get("lower", [])) == lower
+    assert "lower" in verdict.others
+
+
+def test_figures_are_all_that_the_records_give_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(report_figures.CAPTIONS) == set(FIGURES)
+    found = report_figures.figures(Material(RECORDS, Path()))
+    assert [one.caption.split()[0] for one in found] == ["Accuracy", "Base", "Points"]
+    assert found[0].caption.endswith("Nothing is dominated.") or "dominates" in found[0].caption
+    monkeypatch.setattr(report_figures, "MAX_BYTES", len(found[0].uri) + len(found[2].uri))
+    assert len(report_figures.figures(Material(RECORDS, Path()))) < 3
 
 
 def test_ranges() -> None:
@@ -297,7 +307,7 @@ def test_same_records_same_file(tmp_path: Path, colours: data.Dataset) -> None:
 def test_command(
     tmp_path: Path, make_dataset: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "figures", FIGURES)
+    monkeypatch.setattr(report, "figures", DRAW)
     card, out = make_dataset(), tmp_path / "out"
     trials = ["--dataset", str(card), "--shots", "2", "--epochs", "1", "--out", str(out)]
     assert call("run", "zeroshot", "coop", *trials) == 0
@@ -357,7 +367,7 @@ def column(browser: Any, number: int) -> list[str]:
 def test_in_a_browser(
     browser: Any, tmp_path: Path, colours: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "figures", FIGURES)
+    monkeypatch.setattr(report, "figures", DRAW)
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -379,13 +389,13 @@ def test_in_a_browser(
           one.src = uri;
         }))).then(done)"""
     )
-    assert len(pictures) == 4  # the figure and three thumbnails
+    assert len(pictures) == 6  # three figures and three thumbnails
     assert all(width > 0 for width in pictures)
 
     head = [
         th.text for th in browser.find_elements(By.CSS_SELECTOR, "#base2novel table:first-of-type th button")
     ]
-    assert head[:5] == ["method", "HM", "base", "novel", "parameters"]
+    assert head[:5] == ["method", "base", "novel", "HM", "parameters"]
     buttons = browser.find_elements(By.CSS_SELECTOR, "#base2novel table th button")
     before = column(browser, 2)
     assert "-" in before

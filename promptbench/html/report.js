@@ -1,6 +1,6 @@
-// Sorting: a heading is a button; numbers sort as numbers ("83.10 ± 0.40", "1,234"), "-" is always last.
+// Sorting: a heading is a button; numbers sort as numbers ("83.10 ± 0.40", "83.10 [82.1, 84.0]", "1,234"), "-" is always last.
 "use strict";
-const number = /^[+-]?\d[\d,]*(\.\d+)?(\s*±\s*\d+(\.\d+)?)?$/;
+const number = /^[+-]?\d[\d,]*(\.\d+)?(\s*(±\s*[\d.]+|\[[-\d., ]+\]))?$/;
 
 function values(rows, column) {
   const texts = rows.map((row) => row.cells[column].textContent.trim());
