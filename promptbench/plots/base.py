@@ -117,6 +117,9 @@ def label_points(
 ) -> None:
     """Names beside points, each at the nearest place where it lies on no other name, on no marker and, if
     possible, on none of ``avoid`` [(x, y)]; a thin line leads to its point where that is far."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2, foreground="white")]  # lines of the plot do not cross out a name
     figure = axes.figure
     figure.canvas.draw()
     unit = figure.dpi / 72  # pixels of a typographic point
@@ -132,9 +135,8 @@ def label_points(
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     ways = np.column_stack([np.cos(turns), np.sin(turns)])
     for a, b, (px, py), name in zip(x, y, points, texts, strict=True):
-        label = axes.annotate(
-            name, (a, b), (0, 0), fontsize=7, ha="center", va="center", textcoords="offset points"
-        )
+        given: Any = {"fontsize": 7, "ha": "center", "va": "center", "path_effects": halo}
+        label = axes.annotate(name, (a, b), (0, 0), textcoords="offset points", **given)
         extent = label.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + unit
         best, place = np.inf, np.zeros(2)
@@ -154,8 +156,8 @@ def label_points(
         if np.abs(place - half * np.sign(place)).max() > 10 * unit:
             label.remove()
             line = {"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
-            given: Any = {"fontsize": 7, "ha": "center", "va": "center", "arrowprops": line}
-            axes.annotate(name, (a, b), tuple(place / unit), textcoords="offset points", **given)
+            place = tuple(place / unit)
+            axes.annotate(name, (a, b), place, textcoords="offset points", arrowprops=line, **given)
 
 
 def _overlaps(box: Any, others: Any) -> Any:
