@@ -156,8 +156,8 @@ def label_points(
         if np.abs(place - half * np.sign(place)).max() > 10 * unit:
             label.remove()
             line = {"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
-            place = tuple(place / unit)
-            axes.annotate(name, (a, b), place, textcoords="offset points", arrowprops=line, **given)
+            at = tuple(place / unit)
+            axes.annotate(name, (a, b), at, textcoords="offset points", arrowprops=line, **given)
 
 
 def _overlaps(box: Any, others: Any) -> Any:
