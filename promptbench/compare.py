@@ -136,7 +136,7 @@ def _require_same(what: str, records: Sequence[tuple[str, str, str]]) -> None:
         groups.setdefault(name, {}).setdefault(version, []).append(record)
     for name, versions in sorted(groups.items()):
         if len(versions) > 1:
-            against = " against ".join(few(sorted(hashes), 3) for hashes in versions.values())
+            against = " against ".join(few(sorted(hashes), 2) for hashes in versions.values())
             raise UserError(
                 f"The records of {name} were made with different {what} and cannot be compared "
                 f"({against}); keep them in apart --out folders or delete the old ones."

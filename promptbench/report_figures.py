@@ -26,16 +26,17 @@ INCH = 100  # pixels of the page for one of the figure: its 8 points are 11 pixe
 
 
 class Figure(NamedTuple):
-    """A picture of data: its caption, a PNG as a data URI, and its size on the page in pixels."""
+    """A picture of data: its caption, a PNG as a data URI, and its size on the page in pixels. Without a
+    picture the caption says why."""
 
     caption: str
-    uri: str
-    width: int
-    height: int
+    uri: str = ""
+    width: int = 0
+    height: int = 0
 
 
 def figures(material: Material) -> list[Figure]:
-    """Every figure that the material can give, until they are too large together."""
+    """Every figure that the material can give, as long as they are not too large together."""
     found: list[Figure] = []
     for name, caption in CAPTIONS.items():
         try:
@@ -44,6 +45,7 @@ def figures(material: Material) -> list[Figure]:
             continue
         uri = f"data:image/png;base64,{base64.b64encode(_small(drawing.image())).decode()}"
         if sum(len(one.uri) for one in found) + len(uri) > MAX_BYTES:
+            found.append(Figure(f"Left out to keep the file small (--plot {name} draws it): {caption}"))
             continue
         width, height = (round(INCH * side) for side in drawing.figure.get_size_inches())
         found.append(Figure(" ".join([caption, *drawing.said]), uri, width, height))
