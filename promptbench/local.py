@@ -32,8 +32,15 @@ _worker: Worker  # of this process, if it is a worker
 
 
 def default_jobs(device: torch.device, shape: Shape, per_gpu: int = 1) -> int:
-    """Trials to run at once: ``per_gpu`` for each GPU; on the CPU as many as there are cores (and memory) for
-    a very small backbone, which uses one core, and one for others, which use them all."""
+    """Trials to run at once: ``PROMPTBENCH_JOBS``, else ``per_gpu`` for each GPU; on the CPU as many as there
+    are cores (and memory) for a very small backbone, which uses one core, and one for others.
+
+    Raises UserError if ``PROMPTBENCH_JOBS`` is no such number.
+    """
+    if given := os.environ.get("PROMPTBENCH_JOBS"):
+        if not (given.isdecimal() and int(given)):
+            raise UserError(f"PROMPTBENCH_JOBS={given} is no number of trials; use one such as 2.")
+        return int(given)
     if device.type == "cuda":
         return per_gpu * len(_devices(device))
     if not environment.one_thread(device, shape):

@@ -80,8 +80,8 @@ class RunOptions:
         int | None,
         typer.Option(
             min=1,
-            envvar="PROMPTBENCH_JOBS",
-            help="Trials at once; default: one per GPU, on the CPU one per core for a very small backbone.",
+            help="Trials at once; default: PROMPTBENCH_JOBS, else one per GPU, on the CPU one per core for a "
+            "very small backbone.",
         ),
     ] = None
     per_gpu: Annotated[int, typer.Option(min=1, help="Trials at once on each GPU.")] = 1

@@ -124,6 +124,11 @@ def test_force_makes_every_record_anew_once(
 
 def test_default_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert default_jobs(cpu, backbone_shape("pocket")) == 1  # PROMPTBENCH_JOBS, see conftest.py
+    monkeypatch.setenv("PROMPTBENCH_JOBS", "many")
+    with pytest.raises(UserError, match="PROMPTBENCH_JOBS=many is no number of trials"):
+        default_jobs(cpu, backbone_shape("pocket"))
+    monkeypatch.delenv("PROMPTBENCH_JOBS")
     pocket, large = backbone_shape("pocket"), backbone_shape("ViT-B-16-quickgelu")
     monkeypatch.setattr("promptbench.environment.cpu_count", lambda: 8)
     monkeypatch.setattr("promptbench.local.free_memory", lambda device: 7 << 30)
