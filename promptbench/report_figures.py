@@ -12,7 +12,7 @@ from promptbench.plots import draw
 
 #: in the order of the report
 CAPTIONS = {
-    "tradeoff": "Accuracy against trainable parameters, with the Pareto front.",
+    "tradeoff": "Accuracy against trainable parameters.",
     "base-novel": "Base against novel accuracy; the curves are of equal harmonic mean (HM).",
     "heatmap": "Points above zero-shot.",
     "critical-difference": "Mean ranks over datasets, 1 is best.",
