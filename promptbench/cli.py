@@ -116,7 +116,7 @@ def sweep(
 @app.command(
     epilog=_examples(
         "promptbench ablate mmlop --seeds 1,2,3",
-        "promptbench ablate mmlop --out results/reference --format md",
+        "promptbench ablate mmlop --seeds 1,2,3 --out results/ablation --format md",
     )
 )
 @with_run_options
@@ -276,10 +276,7 @@ def compare(
     published: Annotated[bool, typer.Option("--published", help="The same as --source both.")] = False,
     plot: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Draw a figure too: tradeoff, base-novel, heatmap, fewshot, curves, prompts, ablation or "
-            "critical-difference; may be repeated."
-        ),
+        typer.Option(help=f"Draw a figure too; may be repeated: {', '.join(FIGURES)}."),
     ] = None,
     metric: Annotated[str, typer.Option(help="What figures show: hm, base, novel or all.")] = "hm",
     x: Annotated[
