@@ -228,10 +228,13 @@ def profile(
 ) -> None:
     """Measure a training step: seconds by part, memory, arithmetic, and the gain over the official way."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns about tensors from before
+    import json
+    from dataclasses import asdict
+
     from promptbench import environment, weights
     from promptbench.clip import FrozenCLIP
     from promptbench.method import get_recipe
-    from promptbench.profiling import profile, render
+    from promptbench.profiling import csv_line, profile, render, sentence
     from promptbench.train import resolve_precision
 
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
@@ -245,9 +248,21 @@ def profile(
         clip = FrozenCLIP.load(backbone, pretrained, where)
     if compiled:
         clip.compile()
+    rows = []
     with environment.suitable_threads(where, clip.shape):
-        costs = profile(recipes, clip, counts, batch, reference, repeats, resolve_precision(where, precision))
-    print(render(costs, format_, backbone), end="")
+        if format_ == "csv":
+            print(csv_line(None))
+        exact = resolve_precision(where, precision)
+        for row in profile(recipes, clip, counts, batch, reference, repeats, exact):
+            rows.append(row)  # a large backbone takes minutes for a row: none is lost if it is stopped
+            if format_ == "csv":
+                print(csv_line(row), flush=True)
+            else:
+                typer.echo(sentence(row), err=True)
+    if format_ == "json":
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    elif format_ == "table":
+        print(render(rows, backbone), end="")
 
 
 @app.command(

@@ -12,12 +12,11 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -71,19 +70,15 @@ def profile(
     reference: bool = False,
     repeats: int = 3,
     precision: Precision = "fp32",
-) -> pd.DataFrame:
-    """One row per method and number of classes, columns as `Cost`.
+) -> Iterator[Cost]:
+    """One row per number of classes and method, each as soon as it is measured.
 
     Raises UserError for a method that takes no training steps.
     """
     rate, decoding = gemm_rate(clip.device), _data_seconds(clip, batch)
-    spaces = [natural_names(n) for n in n_classes]
-    rows = [
-        Step(recipe, clip, classes, batch, precision).cost(rate, decoding, reference, repeats)
-        for recipe in recipes
-        for classes in spaces
-    ]
-    return pd.DataFrame([asdict(row) for row in rows])
+    for classes in map(natural_names, n_classes):
+        for recipe in recipes:
+            yield Step(recipe, clip, classes, batch, precision).cost(rate, decoding, reference, repeats)
 
 
 def gemm_rate(device: torch.device, size: int = 2048) -> float:
@@ -113,17 +108,27 @@ def natural_names(n: int) -> Classes:
     return Classes(tuple(itertools.islice(dict.fromkeys(itertools.chain(names, pairs)), n)))
 
 
-def render(costs: pd.DataFrame, style: str, backbone: str) -> str:
-    """The rows as "csv", "json" or a "table" for the terminal, in milliseconds and MB."""
-    if style == "csv":
-        return costs.to_csv(index=False)
-    if style == "json":
-        return costs.to_json(orient="records", indent=1) + "\n"
+def csv_line(cost: Cost | None) -> str:
+    """The row as a line of CSV, or the line of the column names; what was not measured is empty."""
+    row = [field.name for field in fields(Cost)] if cost is None else astuple(cost)
+    return ",".join("" if value is None else str(value) for value in row)
+
+
+def sentence(cost: Cost) -> str:
+    """The row in words, for who waits."""
+    text = f"{cost.method}, {cost.classes} classes: {1e3 * cost.fast_seconds:.1f} ms a step"
+    if cost.reference_seconds is None:
+        return text
+    return f"{text}, the official way {1e3 * cost.reference_seconds:.1f} ms: {cost.ratio:.2f} times"
+
+
+def render(costs: Sequence[Cost], backbone: str) -> str:
+    """The rows as a table for the terminal, in milliseconds and MB."""
     import rich.box
     from rich.console import Console
     from rich.table import Table
 
-    compared = costs["ratio"].notna().any()
+    compared = any(cost.ratio is not None for cost in costs)
     table = Table(
         title=f"One training step on {backbone}, ms", box=rich.box.SIMPLE_HEAD, title_justify="left"
     )
@@ -132,7 +137,7 @@ def render(costs: pd.DataFrame, style: str, backbone: str) -> str:
     right += ["of matmul", "parameters", *(["official way", "MB", "ratio"] if compared else [])]
     for name in left + right:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
-    for row in costs.to_dict("records"):
+    for row in map(asdict, costs):
         parts = [row[key] for key in ("fast_seconds", "text", "image", "optimiser", "frozen", "data")]
         cells = [row["method"], str(row["classes"]), str(row["batch"]), *(f"{1e3 * x:.1f}" for x in parts)]
         cells += [f"{row['fast_peak_bytes'] / 1e6:.1f}", f"{row['gflop']:.2f}", f"{row['gemm_fraction']:.0%}"]
@@ -202,14 +207,13 @@ class Step:
             self.clip.reference = False
 
     def cost(self, rate: float, decoding: float, reference: bool, repeats: int) -> Cost:
-        """Fast and reference steps in turn after one of each to warm up, then the parts."""
+        """Fast and reference steps in turn, then the parts."""
         kept, device = self.frozen(), self.clip.device
         runs = [lambda: self.run(kept), *([self.run_reference] if reference else [])]
-        for run in runs:
-            run()
+        runs[0]()  # its state of the optimiser stays, and would count as memory of a step
+        peaks = [_peak_bytes(run, device) for run in runs]  # warms up both
         times = [[timed(run, device) for run in runs] for _ in range(repeats)]
         seconds = [statistics.median(column) for column in zip(*times, strict=True)]
-        peaks = [_peak_bytes(run, device) for run in runs]
         arithmetic = gflop(runs[0])
 
         def part(run: Callable[[], object]) -> float:
