@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo   set up, train five methods on the embedded data, print the table, write the plot
 #   make test   set up and run the tests
+# make soak runs the long ones: commands, workers and nodes that are killed, thousands of damaged inputs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := results/demo
 
-.PHONY: demo test lint format clean pocket-data pocket-train pocket-eval
+.PHONY: demo test soak lint format clean pocket-data pocket-train pocket-eval
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptbench needs Python 3.11 or newer; set PYTHON=...")'
@@ -22,7 +23,10 @@ demo: $(STAMP)
 	$(BIN)/promptbench compare --out $(DEMO) --plot tradeoff
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak --capture no
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

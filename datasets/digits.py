@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 grey levels, as dark ink on white."""
 
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,21 @@ from promptbench.files import hash_value
 
 def load(card: Card, folder: Path) -> Found:
     """Splits from ``card.source``, whose paths are indices into the scans."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits().images  # [1797, 8, 8], 0 (paper) to 16 (ink)
     source = folder / card.source
     if not source.is_file():
         raise UserError(f"{card.name}: there is no split file {source}.")
     splits, fingerprint = read_splits(source.read_bytes(), str(source))
 
-    return Found(
-        splits, partial(_picture, scans), hash_value([fingerprint, "scikit-learn digits, ink on white"])
-    )
+    return Found(splits, _picture, hash_value([fingerprint, "scikit-learn digits, ink on white"]))
 
 
-def _picture(scans: Any, path: str) -> Image.Image:
-    return Image.fromarray((255 - scans[int(path)] * (255 / 16)).round().astype(np.uint8))
+@cache
+def _scans() -> Any:
+    """[1797, 8, 8], 0 (paper) to 16 (ink); read when the first picture is looked at, not to plan a run."""
+    from sklearn.datasets import load_digits
+
+    return load_digits().images
+
+
+def _picture(path: str) -> Image.Image:
+    return Image.fromarray((255 - _scans()[int(path)] * (255 / 16)).round().astype(np.uint8))

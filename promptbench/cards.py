@@ -88,7 +88,7 @@ def _read(path: Path, what: str, kind: type[Any]) -> Any:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, or a date of no day
         raise UserError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UserError(f"The {what} {path} must map field names to values.")

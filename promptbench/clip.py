@@ -24,7 +24,7 @@ from promptbench import weights
 from promptbench.cache import FeatureCache
 from promptbench.files import hash_value
 from promptbench.memory import free_memory, kept_bytes
-from promptbench.tokens import Position, Row, TextLayout, encode, prompt_rows, template_rows
+from promptbench.tokens import Position, Row, TextLayout, encode, mixed, prompt_rows, template_rows
 
 _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
 
@@ -233,7 +233,7 @@ class FrozenCLIP:
             if i and (new := _given(prompts.text, i)) is not None:
                 new = new.expand(len(x), new.shape[-2], -1)
                 if n:
-                    new = prompts.mix * new + (1 - prompts.mix) * x[:, 1 : 1 + n]
+                    new = mixed(new, x[:, 1 : 1 + n], prompts.mix)
                 else:  # inserted, so the mask grows and every end token moves
                     ends = ends + new.shape[1]
                     longer = x.shape[1] + new.shape[1]
@@ -327,8 +327,8 @@ class FrozenCLIP:
                 if i == 0 and prompts.ln_pre:
                     new = visual.ln_pre(new)
                 new = new.expand(len(x), -1, -1)
-                if n and prompts.mix != 1:
-                    new = prompts.mix * new + (1 - prompts.mix) * x[:, -n:]
+                if n:
+                    new = mixed(new, x[:, -n:], prompts.mix)
                 x = torch.cat([x[:, : x.shape[1] - n], new], dim=1)
                 n = new.shape[1]
             if self.reference:

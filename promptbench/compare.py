@@ -36,14 +36,14 @@ def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = 
 
 
 def load_records(
-    out: Path, benchmark: str, backbone: str | None = None, confused: bool = True
+    out: Path, benchmark: str, backbone: str | None = None, kind: type[Record] = Record
 ) -> list[Record]:
     """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
-    than test; ``confused`` as in `read_records`.
+    than test; ``kind`` as in `read_record`.
 
     Raises UserError if there are none, if one cannot be read, or if they mix backbones.
     """
-    records, broken = read_records(out, confused)
+    records, broken = read_records(out, kind)
     if broken:
         raise UserError(
             f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."

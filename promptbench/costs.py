@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from promptbench.clip import Classes, FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Recipe, get_method
-from promptbench.records import Record
+from promptbench.records import Record, read_record
 
 if TYPE_CHECKING:
     from promptbench.material import Material
@@ -70,7 +70,9 @@ def step_gflop(material: "Material", method: str, shots: int) -> float:
     mine = table[(table["method"] == method) & (table["shots"] == shots)]["hash"]
     records = [record for record in material.records if record.hash[:8] in set(mine)]
     trained = {record.trial.dataset: record for record in records}  # seeds do not matter
-    found = [_record_gflop(record) for record in trained.values()]
+    # tables are made of records without class names
+    whole = [read_record(one.trial.folder(material.out)) or one for one in trained.values()]
+    found = [_record_gflop(record) for record in whole]
     return sum(found) / len(found)
 
 
@@ -78,7 +80,6 @@ def _record_gflop(record: Record) -> float:
     from promptbench.profiling import Step, gflop
 
     trial = record.trial
-    trained = (trial.dataset, trial.train_classes)
     trained = (trial.dataset, trial.train_classes)
     names = next(tuple(c.per_class) for c in record.evaluations if (c.dataset, c.classes) == trained)
     recipe = Recipe(trial.method, get_method(trial.method), trial.settings)

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -135,31 +136,36 @@ class Dataset:
         return found[1]
 
     def few_shot(self, shots: int, seed: int, half: Half) -> list[Item]:
-        """The training pictures of a trial: sampled over all classes, then cut to ``half``.
+        """The training pictures of `draw`."""
+        return self.draw(shots, seed, half)[0]
 
-        Raises UserError if a class holds fewer than ``shots`` pictures.
+    def draw(self, shots: int, seed: int, half: Half) -> tuple[list[Item], list[Item]]:
+        """The training pictures of a trial, sampled over all classes, then cut to ``half``; and the
+        validation pictures that go with them, min(shots, 4) per class: none where the split's validation
+        pictures are its test pictures (ImageNet), which must choose nothing.
+
+        Raises UserError as `require_shots`.
         """
-        return restrict(self._draw(shots, seed)[0], self.half(half))
+        self.require_shots(shots, [])
+        kept = self._foreign_draw(shots, seed) if self.draws else kept_draw(self, shots, seed)
+        train, val = (restrict(items, self.half(half)) for items in kept)
+        return train, [] if list(self.splits["val"]) == list(self.splits["test"]) else val
 
-    def few_shot_val(self, shots: int, seed: int, half: Half) -> list[Item]:
-        """The validation pictures that go with them, min(shots, 4) per class; none where the split's
-        validation pictures are its test pictures (ImageNet), which must choose nothing."""
-        if list(self.splits["val"]) == list(self.splits["test"]):
-            return []
-        return restrict(self._draw(shots, seed)[1], self.half(half))
-
-    def _draw(self, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
-        sizes = [0] * len(self.classnames)
-        for item in self.splits["train"]:
-            sizes[item.label] += 1
-        if min(sizes) < shots:
-            smallest = sizes.index(min(sizes))
+    def require_shots(self, shots: int, seeds: Sequence[int]) -> None:
+        """Raises UserError if a class holds fewer than ``shots`` pictures, or where foreign draws are to be
+        used and that of a seed is missing or names other pictures."""
+        sizes = Counter(item.label for item in self.splits["train"])
+        smallest = min(range(len(self.classnames)), key=sizes.__getitem__)
+        if sizes[smallest] < shots:
             raise UserError(
                 f"Class {self.classnames[smallest]!r} of {self.name} has {sizes[smallest]} training "
                 f"pictures, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
             )
-        if self.draws is None:
-            return kept_draw(self, shots, seed)
+        for seed in seeds if self.draws else ():
+            self._foreign_draw(shots, seed)
+
+    def _foreign_draw(self, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+        assert self.draws is not None
         path = draw_file(self.draws, self.name, shots, seed)
         if not path.is_file():
             raise UserError(f"--draws has no draw for {shots} shots and seed {seed}: expected {path}.")

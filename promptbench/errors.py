@@ -35,6 +35,7 @@ def invalid(error: Any, where: str) -> UserError:
         what = item["msg"].removeprefix("Value error, ")
         what = what[:1].lower() + what[1:]
         if field and item["type"] not in ("missing", "extra_forbidden"):
-            what += f" (got {item['input']!r})"
+            got = repr(item["input"])
+            what += f" (got {got if len(got) <= 80 else got[:80] + ' ...'})"
         parts.append(f"{field}: {what}" if field else what)
     return UserError(f"{where} is not valid: {'; '.join(parts)}.")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,14 +25,16 @@ from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
 from promptbench.records import RECORD, Record, Seconds, read_record
 from promptbench.tokens import encode, readable
-from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit
-from promptbench.trials import Trial
+from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit, resolve_precision
+from promptbench.trials import Precision, Trial
 from promptbench.views import Views, load_batches
 
+CONFIG = "config.yaml"
 PROMPTS = "prompts.safetensors"
 CLAIMS = ".claims"  # folder of locks: who is at which trial
 
 Identity = tuple[int, int]
+Results = dict[int, Record | UserError]  # by index of the trial
 
 
 class Reporter(Protocol):
@@ -84,7 +86,7 @@ class Worker:
         with claim(self.job.out, trial, block) as mine:
             if not mine:
                 return None
-            return self.done(trial) or self._run(trial, number, total)
+            return self.done(trial) or self.run(trial, number, total)
 
     def done(self, trial: Trial) -> Record | None:
         """The record of a trial that nothing is left to do for."""
@@ -98,7 +100,9 @@ class Worker:
         self.reporter.finish(trial, done, skipped=True)
         return done
 
-    def _run(self, trial: Trial, number: int, total: int) -> Record | UserError:
+    def run(self, trial: Trial, number: int, total: int) -> Record | UserError:
+        """The record of a trial that is this process's to do, or the error if it fails by the user's
+        mistake."""
         job, key = self.job, (trial.backbone, trial.pretrained)
         self.reporter.start(trial, number, total)
         try:
@@ -124,46 +128,74 @@ class Worker:
         return record
 
 
+class Executor(Protocol):
+    """Where trials run: `InTurn`, `promptbench.local.Local` or `promptbench.ray_cluster.RayCluster`."""
+
+    device: torch.device
+
+    def precision(self, asked: str) -> Precision:
+        """What "auto" means there. Raises UserError for a precision that its device cannot train in."""
+
+    def run(self, trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter) -> Results:
+        """Results of the trials ``left`` by index; one that another command has claimed is waited for in the
+        end. ``job.workers`` is the executor's to set."""
+
+
+class InTurn:
+    """One trial after the other in this process, its pictures decoded by ``workers`` others."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.device, self.workers = environment.default_device(), workers
+
+    def precision(self, asked: str) -> Precision:
+        return resolve_precision(self.device, asked)
+
+    def decoders(self, jobs: int) -> int:
+        """Processes that decode pictures, for each of ``jobs`` trials at once, if the user does not say."""
+        if self.workers is not None:
+            return self.workers
+        return min(8, (environment.cpu_count() - 1) // jobs) if self.device.type == "cuda" else 0
+
+    def run(self, trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter) -> Results:
+        worker, results = Worker(replace(job, workers=self.decoders(1)), reporter), Results()
+        for block in (False, True):
+            for i in left:
+                if i not in results and (result := worker.attempt(trials[i], i + 1, len(trials), block)):
+                    results[i] = result
+        return results
+
+
 def execute(
     trials: Sequence[Trial],
     datasets: Mapping[str, Dataset],
     out: Path,
     reporter: Reporter,
     force: bool = False,
-    device: torch.device | None = None,
-    workers: int = 0,
     cache: FeatureCache | None = None,
     validate: bool = False,
-    jobs: int = 1,
     compiled: bool = False,
+    executor: Executor | None = None,
 ) -> Outcome:
-    """Run ``trials``, writing records under ``out``, ``jobs`` at a time (more than one: each in a process of
-    its own, see `promptbench.local`). A trial that fails by the user's mistake is reported and the others go
-    on: finished work is never lost. Other commands may work on the same folder: a trial that one of them is
-    at is left to it, and waited for in the end.
+    """Run ``trials`` by the ``executor`` (None: in turn, in this process), writing records under ``out``. A
+    trial that fails by the user's mistake is reported and the others go on: finished work is never lost.
+    Other commands may work on the same folder: a trial that one of them is at is left to it, and waited for
+    in the end.
 
     ``force``: also trials that have a record; ``validate``, ``compiled``: see `Job`. Raises UserError if
-    ``out`` cannot be written.
+    ``out`` cannot be written, or a cluster is not fit.
     """
     require_writable(out)
-    device = device or environment.default_device()
+    executor = executor or InTurn()
     old = {trial.hash: identity(trial.folder(out)) for trial in trials} if force else {}
-    replace = {hash_: one for hash_, one in old.items() if one is not None}
-    job = Job(datasets, out, device, workers, cache, validate, compiled, replace)
-    worker, results = Worker(job, reporter), dict[int, Record | UserError]()
+    anew = {hash_: one for hash_, one in old.items() if one is not None}
+    job = Job(datasets, out, executor.device, 0, cache, validate, compiled, anew)
+    worker, results = Worker(job, reporter), Results()
     for i, trial in enumerate(trials):
         if (done := worker.done(trial)) is not None:
             results[i] = done
     left = [i for i in range(len(trials)) if i not in results]
-    if min(jobs, len(left)) > 1:
-        from promptbench.local import run_parallel
-
-        results |= run_parallel(trials, left, job, reporter, jobs)
-    else:
-        for block in (False, True):
-            for i in left:
-                if i not in results and (result := worker.attempt(trials[i], i + 1, len(trials), block)):
-                    results[i] = result
+    if left:
+        results |= executor.run(trials, left, job, reporter)
     outcome = Outcome()
     for i, trial in enumerate(trials):
         result = results[i]
@@ -228,7 +260,7 @@ def run_trial(
     settings = kind.Settings(**trial.settings)
     dataset = datasets[trial.dataset]
     classes = dataset.classes(trial.train_classes)
-    write_atomic(folder / "config.yaml", yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
+    write_atomic(folder / CONFIG, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
     involved = dict.fromkeys([trial.dataset, *(e.dataset for e in trial.evaluations)])
     strange = [note for name in involved if (note := _strange_words(clip, datasets[name]))]
@@ -238,8 +270,7 @@ def run_trial(
         raise RuntimeError(f"{trial.method} trains {counted} parameters, its card says {formula}")
     progress, change = Progress(), {}
     if kind.uses_shots:
-        draw = (trial.shots, trial.seed, trial.train_classes)
-        items, held_out = dataset.few_shot(*draw), dataset.few_shot_val(*draw)
+        items, held_out = dataset.draw(trial.shots, trial.seed, trial.train_classes)
 
         def measure() -> dict[str, float]:
             if not (validate and held_out):

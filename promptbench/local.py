@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,17 +19,25 @@ import torch
 
 from promptbench import environment
 from promptbench.errors import UserError
-from promptbench.execute import Job, Reporter, Worker
+from promptbench.execute import InTurn, Job, Reporter, Results, Worker
 from promptbench.memory import free_memory
 from promptbench.records import Record
 from promptbench.train import Progress
 from promptbench.trials import Trial
-from promptbench.weights import Shape
+from promptbench.weights import Shape, backbone_shape
 
 ATTEMPTS = 3  # so often may the pool die while a trial is running
 _WORKER_BYTES = 2 << 30  # a worker with a small backbone: libraries, and the activations of a step
 
 _worker: Worker  # of this process, if it is a worker
+
+
+def jobs_asked() -> int | None:
+    """``PROMPTBENCH_JOBS``. Raises UserError if it is no number of trials."""
+    given = os.environ.get("PROMPTBENCH_JOBS")
+    if given and not (given.isdecimal() and int(given)):
+        raise UserError(f"PROMPTBENCH_JOBS={given} is no number of trials; use one such as 2.")
+    return int(given) if given else None
 
 
 def default_jobs(device: torch.device, shape: Shape, per_gpu: int = 1) -> int:
@@ -37,10 +46,8 @@ def default_jobs(device: torch.device, shape: Shape, per_gpu: int = 1) -> int:
 
     Raises UserError if ``PROMPTBENCH_JOBS`` is no such number.
     """
-    if given := os.environ.get("PROMPTBENCH_JOBS"):
-        if not (given.isdecimal() and int(given)):
-            raise UserError(f"PROMPTBENCH_JOBS={given} is no number of trials; use one such as 2.")
-        return int(given)
+    if given := jobs_asked():
+        return given
     if device.type == "cuda":
         return per_gpu * len(_devices(device))
     if not environment.one_thread(device, shape):
@@ -65,12 +72,27 @@ def _context() -> Any:
     return context
 
 
-def run_parallel(
+class Local(InTurn):
+    """Trials on this machine, ``jobs`` at once (None: see `default_jobs`); more than one at once in worker
+    processes. A trial that is running when workers die for the third time fails."""
+
+    def __init__(self, jobs: int | None = None, workers: int | None = None, per_gpu: int = 1) -> None:
+        super().__init__(workers)
+        self.jobs, self.per_gpu = jobs, per_gpu
+
+    def run(self, trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter) -> Results:
+        shapes = [backbone_shape(name) for name in {trials[i].backbone for i in left}]
+        jobs = self.jobs or min(default_jobs(self.device, shape, self.per_gpu) for shape in shapes)
+        if min(jobs, len(left)) == 1:
+            return super().run(trials, left, job, reporter)
+        return _run_pools(trials, left, replace(job, workers=self.decoders(jobs)), reporter, jobs)
+
+
+def _run_pools(
     trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter, jobs: int
-) -> dict[int, Record | UserError]:
-    """Results of the trials ``left`` by index. One that is running when workers die for the third time
-    fails."""
-    results: dict[int, Record | UserError] = {}
+) -> Results:
+    """One pool after the other, until all is done."""
+    results = Results()
     deaths = [0] * len(trials)
     while remaining := [i for i in left if i not in results]:
         running: set[int] = set()
@@ -140,8 +162,8 @@ def _run_pool(
             process.kill()  # after Ctrl-C: no worker outlives the command
 
 
-class _Messenger:
-    """The reporter of a worker: everything goes to the parent's."""
+class Messenger:
+    """The reporter of a worker: everything goes to the parent's through ``events``, anything with `put`."""
 
     def __init__(self, events: Any) -> None:
         self.events, self.index = events, 0
@@ -166,13 +188,22 @@ def _start(job: Job, events: Any, devices: Any, threads: int) -> None:
     """In a new worker process."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _worker = Worker(replace(job, device=torch.device(devices.get())), _Messenger(events))
+    _worker = Worker(replace(job, device=torch.device(devices.get())), Messenger(events))
+
+
+def _end_with_parent() -> None:
+    """A worker whose command was killed would wait for its next trial for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(trial: Trial, index: int, total: int, block: bool) -> Record | UserError | None:
     """In a worker process."""
     messenger = _worker.reporter
-    assert isinstance(messenger, _Messenger)
+    assert isinstance(messenger, Messenger)
     messenger.index = index
     return _worker.attempt(trial, index + 1, total, block)

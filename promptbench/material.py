@@ -10,7 +10,7 @@ import pandas as pd
 
 from promptbench import published
 from promptbench.compare import frame, load_records, summarise
-from promptbench.records import Record
+from promptbench.records import BriefRecord, Record
 from promptbench.tables import AVERAGE
 from promptbench.trials import PRESETS
 
@@ -132,5 +132,5 @@ def load_material(
     if source == "published":
         usual = PRESETS["paper"]["backbone"]
         return Material([], out, benchmark, backbone or usual, metric, cost, source)
-    records = load_records(out, benchmark, backbone, confused=False)
+    records = load_records(out, benchmark, backbone, BriefRecord)
     return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source)

@@ -85,6 +85,13 @@ class RunOptions:
         ),
     ] = None
     per_gpu: Annotated[int, typer.Option(min=1, help="Trials at once on each GPU.")] = 1
+    executor: Annotated[
+        str, typer.Option(help="Where trials run: local, this machine; or ray, a cluster.")
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to use, auto for the one of this machine; default: one made for it."),
+    ] = None
     compiled: Compiled = False
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; default: results.")] = None
     limit: Annotated[

@@ -26,7 +26,8 @@ def prepare(names: list[str], root: Path) -> Iterator[str]:
     """Prepare datasets by name (none: all standard ones); yields what was done, a line at a time.
 
     Archives are looked for in the data root and in the dataset's folder, under the names their sources give
-    them. Raises UserError for an archive that is damaged or would write outside its place.
+    them. Raises UserError for an archive that is damaged or would write outside its place, and in the end if
+    none of the datasets can be used.
     """
     standard = [name for name, (card, _) in cards().items() if card.folder]
     for name in names:
@@ -34,6 +35,7 @@ def prepare(names: list[str], root: Path) -> Iterator[str]:
             raise unknown("dataset", name, standard)
     if not root.is_dir():
         raise UserError(f"There is no data root {root}; give an existing folder with --data-root.")
+    ready = 0
     for name in names or standard:
         card = cards()[name][0]
         done = list(_unpack_all(card, root))
@@ -43,9 +45,14 @@ def prepare(names: list[str], root: Path) -> Iterator[str]:
             yield f"{name}: {line}"
         try:
             data.load(name, root)  # lists folders, which is kept
+            ready += 1
             yield f"{name}: ready"
         except UserError as error:
             yield f"{name}: not ready. {error}"
+    if not ready:
+        raise UserError(
+            "Nothing is ready; `promptbench data check` says what is missing, and from where it comes."
+        )
 
 
 def _unpack_all(card: Card, root: Path) -> Iterator[str]:

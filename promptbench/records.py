@@ -8,9 +8,9 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from promptbench.cards import Half, Split
 from promptbench.files import write_atomic
@@ -39,10 +39,16 @@ class Counts(BaseModel):
     dataset: str
     classes: Half
     split: Split
-    correct: int
-    total: int
-    per_class: dict[str, tuple[int, int]]
+    correct: NonNegativeInt
+    total: PositiveInt
+    per_class: dict[str, tuple[NonNegativeInt, NonNegativeInt]]
     confused: list[Confused] = []
+
+    @model_validator(mode="after")
+    def _is_a_part(self) -> Self:
+        if any(correct > total for correct, total in [(self.correct, self.total), *self.per_class.values()]):
+            raise ValueError("more pictures answered correctly than there are")
+        return self
 
     @property
     def accuracy(self) -> float:
@@ -101,7 +107,9 @@ class _BriefCounts(Counts):
 
     model_config = ConfigDict(extra="ignore")
 
-    per_class: dict[str, tuple[int, int]] = Field(default_factory=dict, validation_alias="no classes")
+    per_class: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = Field(
+        default_factory=dict, validation_alias="no classes"
+    )
     confused: list[Confused] = Field(default_factory=list, validation_alias="no confusions")
 
 
@@ -129,22 +137,17 @@ def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[Path, 
         yield folder / RECORD, record if record is not None and record.hash == record.trial.hash else None
 
 
-def read_records(out: Path, confused: bool = True) -> tuple[list[Record], list[Path]]:
-    """All records of an output folder, in path order, and the files that are no valid records.
-
-    ``confused``: keep the lists of mistakes, which take most of a record's memory.
-    """
+def read_records(out: Path, kind: type[Record] = Record) -> tuple[list[Record], list[Path]]:
+    """All records of an output folder, in path order, and the files that are no valid records."""
     records, broken = [], []
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage: looking for it takes longer than reading 50,000 records
     try:
-        for path, record in each_record(out):
+        for path, record in each_record(out, kind):
             if record is None:
                 broken.append(path)
-                continue
-            for counts in () if confused else record.evaluations:
-                counts.confused = []
-            records.append(record)
+            else:
+                records.append(record)
     finally:
         if collecting:
             gc.enable()

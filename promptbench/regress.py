@@ -268,7 +268,7 @@ def update(
         weights=fresh.weights,
         data=fresh.data,
         steps={name: round(min(one[name] for one in several), 4) for name in several[0]},
-        environment=environment.describe(setup.device),
+        environment=environment.describe(setup.executor.device),
         results=fresh.results,
     )
     made.write(path)

@@ -10,20 +10,17 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from promptbench import cards, data, environment
+from promptbench import cards, data
 from promptbench.cache import FeatureCache
 from promptbench.errors import UserError, invalid, unknown
-from promptbench.execute import Outcome, Reporter, execute
-from promptbench.local import default_jobs
+from promptbench.execute import Executor, Outcome, Reporter, execute
+from promptbench.local import Local
 from promptbench.method import get_recipe, recipes
 from promptbench.options import RunOptions
-from promptbench.train import resolve_precision
 from promptbench.trials import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark, plan, shard
-from promptbench.weights import backbone_shape
 
 T = TypeVar("T")
 # One value or a list of them.
@@ -61,7 +58,7 @@ def read_sweep(path: Path) -> Sweep:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the sweep {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, or a date of no day
         raise UserError(f"The sweep {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     return parse_sweep(values, f"The sweep {path}")
 
@@ -109,7 +106,7 @@ class Setup:
 
     sweep: Sweep
     options: RunOptions
-    device: torch.device
+    executor: Executor
     parts: list[tuple[Benchmark, data.Dataset | None, list[data.Dataset]]]
 
     @property
@@ -126,7 +123,7 @@ class Setup:
             pretrained = pretrained or usual["pretrained"]
         chosen = list(sweep.grid) if names is None else names
         seeds = sweep.seeds or tuple(int(seed) for seed in usual["seeds"].split(","))
-        found: list[Trial] = []
+        precision, found = self.executor.precision(options.precision), list[Trial]()
         for benchmark, origin, targets in self.parts:
             found += plan(
                 benchmark,
@@ -140,31 +137,24 @@ class Setup:
                 limit=options.limit,
                 backbone=backbone,
                 pretrained=pretrained,
-                precision=resolve_precision(self.device, options.precision),
+                precision=precision,
                 source=origin,
             )
         return found
 
     def execute(self, trials: Sequence[Trial], out: Path, reporter: Reporter, cache: FeatureCache) -> Outcome:
         """`execute.execute` with the options of the sweep."""
-        asked, device, backbones = self.options, self.device, {trial.backbone for trial in trials}
-        shapes = [backbone_shape(name) for name in backbones]
-        jobs = asked.jobs or min((default_jobs(device, one, asked.per_gpu) for one in shapes), default=1)
-        workers = asked.workers
-        if workers is None:
-            workers = min(8, (environment.cpu_count() - 1) // jobs) if device.type == "cuda" else 0
+        asked = self.options
         return execute(
             trials,
             self.datasets,
             out,
             reporter,
             asked.force,
-            device,
-            workers,
             cache,
             asked.validate,
-            jobs,
             asked.compiled,
+            self.executor,
         )
 
 
@@ -177,6 +167,7 @@ def prepare(sweep: Sweep, options: RunOptions) -> Setup:
         ("--split", options.split, ("train", "val", "test")),
         ("--precision", options.precision, ("auto", "fp32", "bf16", "fp16")),
         ("--preset", sweep.preset, PRESETS),
+        ("--executor", options.executor, ("local", "ray")),
     ):
         if value not in known:
             raise unknown(f"value of {option}", value, known)
@@ -193,7 +184,17 @@ def prepare(sweep: Sweep, options: RunOptions) -> Setup:
             targets = [data.with_draws(one, options.draws) for one in targets]
             origin = data.with_draws(origin, options.draws) if origin else None
         parts.append((benchmark, origin, targets))
-    return Setup(sweep, options, environment.default_device(), parts)
+    return Setup(sweep, options, _executor(options), parts)
+
+
+def _executor(options: RunOptions) -> Executor:
+    if options.executor == "local":
+        if options.address is not None:
+            raise UserError("--address is that of a Ray cluster: add --executor ray.")
+        return Local(options.jobs, options.workers, options.per_gpu)
+    from promptbench.ray_cluster import RayCluster
+
+    return RayCluster(options.address, options.jobs, options.workers, options.per_gpu)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -82,6 +82,11 @@ def prompt_rows(
     return tuple(rows)
 
 
+def mixed(new: torch.Tensor, old: torch.Tensor, mix: float) -> torch.Tensor:
+    """Deep prompts with what came out of the block before: ``mix * new + (1 - mix) * old``."""
+    return new if mix == 1 else mix * new + (1 - mix) * old
+
+
 class TextLayout:
     """Where every token of C prompts goes when nothing is padded and nothing is computed twice.
 
@@ -200,8 +205,7 @@ class TextLayout:
         if not self.n_ctx:
             return torch.cat([x[:1], tokens, x[1:]]), self._inserted(len(tokens))
         if self.shared and tokens.ndim == 2:
-            if mix != 1:
-                tokens = mix * tokens + (1 - mix) * x[1 : 1 + self.n_ctx]
+            tokens = mixed(tokens, x[1 : 1 + self.n_ctx], mix)
             return torch.cat([x[:1], tokens, x[1 + self.n_ctx :]]), self
         if mix != 1:
             raise ValueError("tokens of single classes replace, they are not mixed")

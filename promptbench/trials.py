@@ -16,7 +16,7 @@ from promptbench import weights
 from promptbench.cards import Half, Split
 from promptbench.data import Dataset
 from promptbench.errors import UserError, unknown
-from promptbench.files import hash_file, hash_value
+from promptbench.files import hash_value
 from promptbench.method import Method, Recipe, Settings, resolve_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -191,8 +191,7 @@ def plan(
     ``epochs`` is for those trained by gradient only.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
-    path, tag = weights.weights_file(backbone, pretrained)
-    fingerprint = hash_file(path) if path else tag
+    fingerprint = weights.weights_identity(backbone, pretrained)
     shape = weights.backbone_shape(backbone)
     shots = tuple(shots or benchmark.shots)
     units: list[tuple[Dataset, tuple[Dataset, ...]]]
@@ -307,5 +306,4 @@ def _check_data(
             if not one.items(split, half):
                 raise UserError(f"{one.name} has no {split} pictures to evaluate; choose another --split.")
     for count in shots:
-        for seed in seeds:
-            dataset.few_shot(count, seed, "all")  # refuses more shots than a class holds
+        dataset.require_shots(count, seeds)

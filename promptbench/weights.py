@@ -197,6 +197,13 @@ def weights_file(name: str, pretrained: str | None) -> tuple[Path | None, str]:
     return (None, f"{tag}={hash_file(path)}") if path and tag else (path, tag)
 
 
+def weights_identity(name: str, pretrained: str | None) -> str:
+    """What a trial says of its weights: SHA-256 of the file, or the tag. Raises UserError as
+    `weights_file`."""
+    path, tag = weights_file(name, pretrained)
+    return hash_file(path) if path else tag
+
+
 def _find(name: str, pretrained: str | None) -> tuple[Path | None, str]:
     """The local file or None, and the tag or empty; raises UserError as `weights_file`."""
     backbone_config(name)

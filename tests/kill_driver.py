@@ -70,7 +70,9 @@ def content(folder: Path) -> dict[str, Any]:
         del record[volatile]
     names = ("config.yaml", "metrics.jsonl", "prompts.safetensors")
     return {"record": record} | {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in names
+        if (folder / name).exists()  # zero-shot has none but the first
     }
 
 

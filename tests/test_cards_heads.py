@@ -573,6 +573,19 @@ def test_taskres_keeps_classes_of_one_name_apart(clip: FrozenCLIP) -> None:
 # ---------------------------------------------------------------------- KgCoOp
 
 
+def same_anchored(method: Any, clip: FrozenCLIP, classes: Classes, text: Array, g: Array) -> None:
+    """Features, anchors, logits and loss = CE + 8 (1 - mean cos(t, g)), as KgCoOp and TCP have it."""
+    batch, raw, labels = pictures(clip, len(classes))
+    logits = scale(clip) * unit(raw) @ text.T
+    distance = 1 - (text * g).sum(axis=1).mean()
+    assert distance > 1e-3
+    same(method.text_features(classes), text)
+    same(method.anchors(classes), g)
+    same(method.logits(batch, method.classifier(classes)), logits, 1e-4)
+    expected = cross_entropy(logits, labels) + 8 * distance
+    assert method.loss(batch, classes).item() == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_cards_know_every_standard_dataset() -> None:
     assert set(TCP_SENTENCES) == set(TEMPLATES)
 
@@ -584,15 +597,7 @@ def test_kgcoop(clip: FrozenCLIP, classes: Classes, dataset: str) -> None:
     method = make("kgcoop", clip, classes)
     text = unit(encode_prompts(clip, classes.names, "{}.", array(method.ctx)))
     g = unit(encode_text(clip, classes.names, KGCOOP_ANCHORS.get(dataset, TEMPLATES[dataset])))
-    batch, raw, labels = pictures(clip, len(classes))
-    logits = scale(clip) * unit(raw) @ text.T
-    distance = 1 - (text * g).sum(axis=1).mean()
-    assert distance > 1e-3
-    same(method.text_features(classes), text)
-    same(method.anchors(classes), g)
-    same(method.logits(batch, method.classifier(classes)), logits, 1e-4)
-    expected = cross_entropy(logits, labels) + 8 * distance
-    assert method.loss(batch, classes).item() == pytest.approx(expected, abs=1e-4)
+    same_anchored(method, clip, classes, text, g)
 
 
 # ---------------------------------------------------------------------- TCP
@@ -614,16 +619,8 @@ def test_tcp(clip: FrozenCLIP, classes: Classes, dataset: str) -> None:
     own = class_aware_tokens(method, g)
     sentence = TCP_SENTENCES[dataset]
     text = unit(encode_prompts(clip, classes.names, sentence, array(method.ctx), 2, own))
-    batch, raw, labels = pictures(clip, len(classes))
-    logits = scale(clip) * unit(raw) @ text.T
-    distance = 1 - (text * g).sum(axis=1).mean()
-    assert distance > 1e-3
-    same(method.anchors(classes), g)
     same(method.class_tokens(classes), own)
-    same(method.text_features(classes), text)
-    same(method.logits(batch, method.classifier(classes)), logits, 1e-4)
-    expected = cross_entropy(logits, labels) + 8 * distance
-    assert method.loss(batch, classes).item() == pytest.approx(expected, abs=1e-4)
+    same_anchored(method, clip, classes, text, g)
 
 
 @pytest.mark.parametrize("layer", [1, 3])

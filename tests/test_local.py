@@ -13,7 +13,7 @@ import torch
 from promptbench import data
 from promptbench.errors import UserError
 from promptbench.execute import claim, execute
-from promptbench.local import default_jobs
+from promptbench.local import Local, default_jobs
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter, RichReporter
 from promptbench.records import Record, read_records
@@ -54,15 +54,15 @@ def test_two_workers_make_the_same_records(
     known = {colours.name: colours}
     expected = execute(trials, known, tmp_path / "one", PlainReporter()).records
     with RichReporter(trials) as reporter:
-        together = execute(trials, known, tmp_path / "two", reporter, jobs=2).records
-    killed = execute(trials, known, tmp_path / "killed", Killer(1), jobs=2).records
+        together = execute(trials, known, tmp_path / "two", reporter, executor=Local(jobs=2)).records
+    killed = execute(trials, known, tmp_path / "killed", Killer(1), executor=Local(jobs=2)).records
     assert [same(r) for r in together] == [same(r) for r in expected]
     assert [same(r) for r in killed] == [same(r) for r in expected]
     records, broken = read_records(tmp_path / "killed")
     assert len(records) == len(trials)
     assert not broken
     capsys.readouterr()
-    again = execute(trials, known, tmp_path / "two", PlainReporter(), jobs=2).records
+    again = execute(trials, known, tmp_path / "two", PlainReporter(), executor=Local(jobs=2)).records
     assert again == together
     assert capsys.readouterr().err.count("already done") == len(trials)
 
@@ -71,7 +71,7 @@ def test_a_trial_that_kills_its_workers_fails(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("promptbench.local.ATTEMPTS", 2)
-    outcome = execute(trials[1:3], {colours.name: colours}, tmp_path, Killer(99), jobs=2)
+    outcome = execute(trials[1:3], {colours.name: colours}, tmp_path, Killer(99), executor=Local(jobs=2))
     assert not outcome.records
     assert all("died 2 times" in str(error) for _, error in outcome.failures)
     assert len(outcome.failures) == 2
@@ -81,7 +81,9 @@ def test_a_failing_trial_leaves_the_others(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path
 ) -> None:
     bad = trials[1].model_copy(update={"pretrained": str(tmp_path / "nothing.safetensors")})
-    outcome = execute([trials[0], bad], {colours.name: colours}, tmp_path, PlainReporter(), jobs=2)
+    outcome = execute(
+        [trials[0], bad], {colours.name: colours}, tmp_path, PlainReporter(), executor=Local(jobs=2)
+    )
     assert [r.hash for r in outcome.records] == [trials[0].hash]
     ((trial, error),) = outcome.failures
     assert trial == bad

@@ -145,7 +145,7 @@ def test_a_run_cut_off_goes_on_bit_for_bit(
 ) -> None:
     """Same tensors as an undisturbed run, with aggregation over epochs and whatever the method draws."""
     classes, items = colours.classes("base"), colours.few_shot(4, 1, "base")
-    held_out = colours.few_shot_val(4, 1, "base")
+    held_out = colours.draw(4, 1, "base")[1]
 
     def run(folder: Path | None, stops: list[int]) -> dict[str, torch.Tensor]:
         def stop(progress: Progress, epochs: int) -> None:
@@ -169,7 +169,7 @@ def test_classes_that_were_not_trained_on(name: str, clip: FrozenCLIP, colours: 
     """Zero-shot, as the method's note says; a label space in another order finds its own parameters."""
     classes, items = colours.classes("base"), colours.few_shot(4, 1, "base")
     method = make(name, clip, classes)
-    fit(method, colours, items, classes, seed=1, validation=colours.few_shot_val(4, 1, "base"))
+    fit(method, colours, items, classes, seed=1, validation=colours.draw(4, 1, "base")[1])
     method.eval()
     batch = make_batch(clip, 3)
     zero_shot = make("zeroshot", clip, classes)

@@ -94,7 +94,10 @@ def test_imagenet_val_is_sorted(tmp_path: Path, kind: str) -> None:
         moved[picture.name] = picture.parent.name
         picture.rename(val / picture.name)
         picture.parent.rmdir()
-    assert "are not sorted; put LOC_val_solution.csv" in "\n".join(prepare(["imagenet"], tmp_path))
+    said: list[str] = []
+    with pytest.raises(UserError, match="Nothing is ready"):
+        said.extend(prepare(["imagenet"], tmp_path))
+    assert "are not sorted; put LOC_val_solution.csv" in "\n".join(said)
     if kind == "kaggle":
         rows = [f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4 " for name, wnid in moved.items()]
         (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))

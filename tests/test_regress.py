@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from promptbench import regress, steptime, sweep
+from promptbench import local, regress, steptime
 from promptbench.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.method import Method, get_method
 from promptbench.options import RunOptions
@@ -213,7 +213,7 @@ def test_a_planted_accuracy_bug_is_caught(
     """Similarities with the wrong sign in every method that has no logits of its own."""
     right = Method.logits
     monkeypatch.setattr(Method, "logits", lambda self, batch, classifier: -right(self, batch, classifier))
-    monkeypatch.setattr(sweep, "default_jobs", lambda *_: 1)  # workers would not have the bug
+    monkeypatch.setattr(local, "default_jobs", lambda *_: 1)  # workers would not have the bug
     assert call(*nightly) == 1
     assert "- **accuracy**: zeroshot on average fell by" in capsys.readouterr().out
 

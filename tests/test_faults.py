@@ -1,0 +1,140 @@
+"""Disks that are full or read-only, clocks that go back: one sentence, and the same command goes on."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptbench import data, files
+from promptbench.cache import FeatureCache
+from promptbench.errors import UserError
+from promptbench.execute import execute
+from promptbench.method import get_method
+from promptbench.progress import PlainReporter
+from promptbench.train import Progress
+from promptbench.trials import BENCHMARKS, Trial, plan
+from tests.kill_driver import content
+from tests.test_cli import call
+
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def trial(colours: data.Dataset) -> Trial:
+    return plan(BENCHMARKS["base2novel"], [get_method("coop")], [colours], shots=[4], epochs=2)[0]
+
+
+def test_a_disk_that_fills_up(
+    trial: Trial, colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every single file that a trial writes, features of the cache among them: what was written before
+    stays whole, no record is left behind, and the next attempt gives the same."""
+    known, sync = {colours.name: colours}, os.fsync
+    seen = 0
+
+    def attempt(out: Path, full_at: int | None) -> UserError | None:
+        """The error of a run that finds the disk full at its so-manieth file."""
+        nonlocal seen
+        seen = 0
+
+        def fsync(handle: int) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == full_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(handle)
+
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        try:
+            outcome = execute([trial], known, out, PlainReporter(), cache=FeatureCache(out / "cache"))
+        except UserError as error:  # before any work was done
+            return error
+        return outcome.failures[0][1] if outcome.failures else None
+
+    assert attempt(tmp_path / "straight", None) is None
+    written, failed = seen, 0
+    assert written > 8  # the probe, config, features, metrics and checkpoint of two epochs, prompts, record
+    expected = content(trial.folder(tmp_path / "straight"))
+    for number in range(1, written + 1):
+        out = tmp_path / str(number)
+        folder = trial.folder(out)
+        if (error := attempt(out, number)) is not None:
+            assert "No space left on device; choose another folder or free it" in str(error)
+            assert not (folder / "record.json").exists()
+            failed += 1
+        assert not [path for path in out.rglob(".*") if path.is_file() and path.suffix != ".lock"]
+        assert attempt(out, None) is None
+        assert content(folder) == expected
+    assert 8 <= failed < written  # features that cannot be kept cost time, never a trial
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a disk needs rights")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_real_disk_full_and_read_only(
+    small_disk: Path, make_dataset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["run", "coop", "--dataset", str(make_dataset()), "--shots", "2", "--epochs", "1"]
+    line += ["--seeds", "1", "--out", str(small_disk)]
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(1 << 20))
+    for room in (0, 4096):  # nothing can be written; only the probe can
+        os.truncate(filler, filler.stat().st_size - room)
+        assert call(*line) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("Error: ")
+        assert "No space left" in said
+        assert not list(small_disk.rglob("record.json"))
+    filler.unlink()
+    remount = ["mount", "-o", "remount,{}", str(small_disk)]
+    subprocess.run([part.format("ro") for part in remount], check=True)
+    assert call(*line) == 2
+    assert "Read-only file system; choose another folder" in capsys.readouterr().err
+    subprocess.run([part.format("rw") for part in remount], check=True)
+    assert call(*line) == 0
+    assert len(list(small_disk.rglob("record.json"))) == 1
+
+
+def test_a_clock_that_was_set_back(trial: Trial, colours: data.Dataset, tmp_path: Path) -> None:
+    """What is there was written a day from now; it is used as if it were old."""
+
+    class Stopped(PlainReporter):
+        def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
+            raise KeyboardInterrupt
+
+    known, cache = {colours.name: colours}, FeatureCache(tmp_path / "features")
+    execute([trial], known, tmp_path / "straight", PlainReporter(), cache=cache)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        execute([trial], known, out, Stopped(), cache=cache)
+    present = [path for folder in (out, cache.folder) for path in folder.rglob("*")]  # type: ignore[union-attr]
+    assert any("checkpoint" in path.name for path in present)
+    for path in present:
+        later = path.stat().st_mtime + DAY
+        os.utime(path, (later, later))
+    (record,) = execute([trial], known, out, PlainReporter(), cache=cache).records
+    assert content(trial.folder(out)) == content(trial.folder(tmp_path / "straight"))
+    assert record.seconds.frozen >= 0
+    assert record.seconds.train > 0
+    # --force finds that a record which was dated tomorrow has been replaced
+    dated = trial.folder(out) / "record.json"
+    os.utime(dated, (dated.stat().st_mtime + DAY,) * 2)
+    before = dated.stat()
+    execute([trial], known, out, PlainReporter(), force=True, cache=cache)
+    assert dated.stat().st_mtime < before.st_mtime
