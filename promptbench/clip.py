@@ -258,13 +258,17 @@ class FrozenCLIP:
         """
         parts: dict[str, Any] = {"classes": classes.names, "templates": tuple(templates)}
         parts |= {"normalise_each": normalise_each, "normalise_mean": normalise_mean}
-        key = {"what": "text", **self.identity(), **parts}
-        memo = tuple(key.values())
-        if memo not in self._frozen:
-            features = self.cache.get(
-                key, lambda: self._ensemble(classes, templates, normalise_each, normalise_mean)
-            )
-            self._frozen[memo] = features.to(self.device)
+        reference, self.reference = self.reference, False  # official code computes them once, too
+        try:
+            key = {"what": "text", **self.identity(), **parts}
+            memo = tuple(key.values())
+            if memo not in self._frozen:
+                features = self.cache.get(
+                    key, lambda: self._ensemble(classes, templates, normalise_each, normalise_mean)
+                )
+                self._frozen[memo] = features.to(self.device)
+        finally:
+            self.reference = reference
         return self._frozen[memo]
 
     @torch.no_grad()
