@@ -53,7 +53,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        # Names come from files: whatever they hold, an error is one line that every terminal can show.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"Error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

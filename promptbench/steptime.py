@@ -61,18 +61,18 @@ def make_timer(setup: Setup) -> Measure:
     What slows the machine for longer than a round slows both, and what hits single steps is not the median.
     """
     trial = setup.trials()[0]
-    clip = FrozenCLIP.load(trial.backbone, trial.pretrained, setup.device)
+    clip = FrozenCLIP.load(trial.backbone, trial.pretrained, setup.executor.device)
     recipes = [get_recipe(name) for name in setup.sweep.grid]
     trained = [one for one in recipes if one.method.trains and one.method.Settings().epochs]
     steps = [Step(one, clip, natural_names(CLASSES), BATCH, "fp32") for one in trained]
-    jobs: list[Callable[[], object]] = [Reference(setup.device).run]
+    jobs: list[Callable[[], object]] = [Reference(setup.executor.device).run]
     jobs += [partial(step.run, step.frozen()) for step in steps]
 
     def measure() -> dict[str, float]:
-        with environment.suitable_threads(setup.device, clip.shape):
+        with environment.suitable_threads(setup.executor.device, clip.shape):
             for job in jobs:  # to warm up
                 job()
-            rounds = [[timed(job, setup.device) for job in jobs] for _ in range(ROUNDS)]
+            rounds = [[timed(job, setup.executor.device) for job in jobs] for _ in range(ROUNDS)]
         ratios = zip(*([seconds / row[0] for seconds in row[1:]] for row in rounds), strict=True)
         return {step.name: statistics.median(column) for step, column in zip(steps, ratios, strict=True)}
 

@@ -26,18 +26,26 @@ def tar(path: Path, members: dict[str, bytes], link: str = "") -> Path:
     return path
 
 
+def unready(name: str, root: Path) -> list[str]:
+    """What is said of a dataset that is not ready in the end."""
+    said: list[str] = []
+    with pytest.raises(UserError, match="Nothing is ready"):
+        said.extend(prepare([name], root))
+    return said
+
+
 def test_archives_go_where_they_belong(tmp_path: Path) -> None:
     tar(
         tmp_path / "dtd-r1.0.1.tar.gz",
         {"dtd/images/banded/a.jpg": b"x", "dtd/labels/l.txt": b"y", "other/z": b"z"},
     )
-    lines = list(prepare(["dtd"], tmp_path))
+    lines = unready("dtd", tmp_path)
     assert (tmp_path / "dtd" / "images" / "banded" / "a.jpg").read_bytes() == b"x"
     assert not (tmp_path / "dtd" / "z").exists()
     assert lines[0] == f"dtd: unpacked dtd-r1.0.1.tar.gz into {tmp_path / 'dtd'}"
     assert "not ready" in lines[1]
     assert "split_zhou_DescribableTextures.json" in lines[1]
-    assert len(list(prepare(["dtd"], tmp_path))) == 1  # nothing is unpacked twice
+    assert len(unready("dtd", tmp_path)) == 1  # nothing is unpacked twice
 
 
 def test_nothing_leaves_the_target(tmp_path: Path) -> None:
@@ -94,16 +102,13 @@ def test_imagenet_val_is_sorted(tmp_path: Path, kind: str) -> None:
         moved[picture.name] = picture.parent.name
         picture.rename(val / picture.name)
         picture.parent.rmdir()
-    said: list[str] = []
-    with pytest.raises(UserError, match="Nothing is ready"):
-        said.extend(prepare(["imagenet"], tmp_path))
-    assert "are not sorted; put LOC_val_solution.csv" in "\n".join(said)
+    assert "are not sorted; put LOC_val_solution.csv" in "\n".join(unready("imagenet", tmp_path))
     if kind == "kaggle":
         rows = [f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4 " for name, wnid in moved.items()]
         (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
     else:
         (folder / "val.txt").write_text("\n".join(f"{name} {wnid}" for name, wnid in moved.items()))
-    lines = list(prepare(["imagenet"], tmp_path))
+    lines = unready("imagenet", tmp_path)
     assert lines[0] == "imagenet: sorted 6 pictures of val into 6 folders"
     assert {p.name: p.parent.name for p in val.rglob("*.JPEG")} == moved
 
