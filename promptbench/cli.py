@@ -719,6 +719,8 @@ def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
 
 def _print_tables(outcome: "Outcome") -> None:
     """The table of each benchmark that was run. Raises UserError if a trial failed."""
+    if not (outcome.records or outcome.failures):  # nothing was run
+        return
     from promptbench.compare import frame, render, summarise
 
     for benchmark in dict.fromkeys(record.trial.benchmark for record in outcome.records):
@@ -839,13 +841,14 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
     for trial in trials:
         kind = (trial.benchmark, trial.method, trial.variant, trial.dataset, trial.shots)
         groups.setdefault(kind if len(trials) > 200 else trial.hash, []).append(trial)
+    finished = {folder for folder, _, files in os.walk(out / "runs") if RECORD in files}
     rows, all_done = [], 0
     for group in groups.values():
         first = group[0]
         names = datasets[first.dataset].classes(first.train_classes).names
         trains, shape = get_method(first.method).trains, backbone_shape(first.backbone)
         memory = estimate(first.settings, trains, shape, names, first.precision)
-        done = sum((trial.folder(out) / RECORD).exists() for trial in group)
+        done = sum(str(trial.folder(out)) in finished for trial in group)
         all_done += done
         several = len(group) > 1
         steps, epochs = first.settings["steps"], first.settings["epochs"]

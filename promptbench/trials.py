@@ -68,7 +68,7 @@ class Trial(BaseModel):
     def folder(self, out: Path) -> Path:
         """Where the trial's files go under the output folder."""
         name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
-        return out / "runs" / self.benchmark / self.method / self.dataset.replace(":", "-") / name
+        return out.joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
 
     @property
     def label(self) -> str:

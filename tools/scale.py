@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
 
-from promptbench.records import Record, each_record
+from promptbench.records import RECORD, Record, each_record
 
 ROOT = Path(__file__).parent.parent
 DATASETS, SHOTS = 11, (1, 2, 4, 8, 16)
@@ -68,7 +68,9 @@ def measure(counts: list[int]) -> list[dict[str, float]]:
         for wanted in counts:
             while written < wanted:
                 record = next(records)
-                record.write(record.trial.folder(out))
+                place = record.trial.folder(out)  # a plain write: nothing is lost if this program dies
+                place.mkdir(parents=True)
+                (place / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
                 written += 1
             row: dict[str, float] = {"records": wanted}
             for command, more in (("compare", ()), ("report", ("--file", str(out / "report.html")))):
