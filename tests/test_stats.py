@@ -85,6 +85,16 @@ def test_pairs_are_tested_as_by_scipy() -> None:
     assert row["difference"] == pytest.approx(seeds.mean())
 
 
+def test_ties_and_zeros_are_tested_as_by_scipy() -> None:
+    differences = np.random.default_rng(0).normal(size=(12, 7)).round(1)
+    differences[0], differences[1, 0] = 0, 0
+    runs_of = [(runs("a", row[:, None]), runs("b", np.zeros((7, 1)))) for row in differences]
+    found = stats.paired(runs_of, "all")["p_datasets"]
+    assert sum(len(set(np.abs(row))) < 7 for row in differences) > 3
+    assert found[0] == 1
+    assert found[1:].tolist() == [scipy_stats.wilcoxon(row).pvalue for row in differences[1:]]
+
+
 def test_only_common_seeds_are_paired() -> None:
     a = Runs("a", 16, (1, 2, 3), {"all": np.array([[1.0, 2.0, 9.0]])})
     b = Runs("b", 16, (2, 3, 4), {"all": np.array([[1.0, 7.0, 0.0]])})

@@ -35,7 +35,7 @@ def synthetic() -> Iterator[Record]:
             like = real[method][number % len(real[method])]
             if not like.trial.shots and (seed, shots) != (1, SHOTS[0]):
                 continue  # zero-shot has neither shots nor seeds
-            name = f"{like.trial.dataset}-{number}"
+            name = f"dataset{number}"
             where = {"dataset": name, "data": name, "evaluations": ()}
             drawn = {"shots": shots, "seed": seed} if like.trial.shots else {}
             trial = like.trial.model_copy(update=where | drawn)
