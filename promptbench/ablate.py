@@ -15,7 +15,7 @@ from promptbench.pairwise import difference_text
 from promptbench.records import Record
 from promptbench.stats import Runs, paired
 from promptbench.tables import TITLES
-from promptbench.trials import Trial, get_benchmark
+from promptbench.trial import Trial, get_benchmark
 
 Rows = list[dict[str, str]]
 

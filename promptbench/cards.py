@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from promptbench.errors import UserError, invalid, unknown
 
+POCKET = "pocket"  # the embedded default: a backbone and a suite
 Half = Literal["base", "novel", "all"]
 Split = Literal["train", "val", "test"]
 

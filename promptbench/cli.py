@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from promptbench.execute import Outcome
     from promptbench.method import Method
     from promptbench.sweep import Setup, Sweep
-    from promptbench.trials import Trial
+    from promptbench.trial import Trial
 
 app = typer.Typer(
     name="promptbench",
@@ -233,7 +233,8 @@ def profile(
     import json
     from dataclasses import asdict
 
-    from promptbench import environment, weights
+    from promptbench import environment
+    from promptbench.cards import POCKET
     from promptbench.clip import FrozenCLIP
     from promptbench.method import get_recipe
     from promptbench.profiling import csv_line, profile, render, sentence
@@ -244,7 +245,7 @@ def profile(
     counts = _numbers("--classes", classes, least=1)
     recipes = [get_recipe(name) for name in methods or ("coop", "ivlp", "maple", "promptsrc", "mmlop")]
     where = environment.default_device(device)
-    if pretrained is None and backbone != weights.POCKET:
+    if pretrained is None and backbone != POCKET:
         clip = FrozenCLIP.untrained(backbone, where)
     else:
         clip = FrozenCLIP.load(backbone, pretrained, where)
@@ -309,7 +310,7 @@ def compare(
     from promptbench.material import load_material
     from promptbench.stats import all_pairs
     from promptbench.tables import caption, render
-    from promptbench.trials import get_benchmark
+    from promptbench.trial import get_benchmark
 
     costs = {"params": "parameters", "seconds": "seconds", "memory": "memory", "gflop": "gflop"}
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
@@ -378,7 +379,7 @@ def report(
     """One HTML file of all records: summary, tables, figures, classes, confusions, settings. To be mailed."""
     from promptbench import data
     from promptbench.report import write_report
-    from promptbench.trials import get_benchmark
+    from promptbench.trial import get_benchmark
 
     own = {one.name: one for one in (data.load(name, data_root) for name in dataset or ())}
     path = file or out / "report.html"
@@ -548,7 +549,7 @@ def verify(
     from promptbench.data import data_root as resolve
     from promptbench.published import BACKBONES, WEIGHTS
     from promptbench.published import verify as compare_with
-    from promptbench.trials import PRESETS, get_benchmark
+    from promptbench.trial import PRESETS, get_benchmark
 
     _one_of("--format", style, ("table", "md", "csv", "json"))
     name = get_benchmark(benchmark).name
@@ -868,7 +869,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
     from promptbench.method import methods, recipes
-    from promptbench.trials import BENCHMARKS
+    from promptbench.trial import BENCHMARKS
     from promptbench.weights import backbone_shape
 
     shape = backbone_shape(backbone)
@@ -914,13 +915,14 @@ def _list_datasets() -> list[dict[str, str]]:
 
 
 def _list_benchmarks() -> list[dict[str, str]]:
-    from promptbench.trials import BENCHMARKS
+    from promptbench.trial import BENCHMARKS
 
     return [{"benchmark": b.name, "what it does": b.summary} for b in BENCHMARKS.values()]
 
 
 def _list_backbones() -> list[dict[str, str]]:
-    from promptbench.weights import POCKET, backbone_shape, backbones, fitting_tags
+    from promptbench.cards import POCKET
+    from promptbench.weights import backbone_shape, backbones, fitting_tags
 
     rows = []
     for name in backbones():

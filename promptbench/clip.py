@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from promptbench import weights
 from promptbench.cache import FeatureCache
+from promptbench.cards import POCKET
 from promptbench.files import hash_value
 from promptbench.memory import free_memory, kept_bytes
 from promptbench.tokens import Position, Row, TextLayout, encode, mixed, prompt_rows, template_rows
@@ -107,7 +108,7 @@ class FrozenCLIP:
     @classmethod
     def load(
         cls,
-        name: str = weights.POCKET,
+        name: str = POCKET,
         pretrained: str | None = None,
         device: torch.device | str = "cpu",
         cache: FeatureCache | None = None,

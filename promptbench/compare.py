@@ -15,7 +15,7 @@ from promptbench.errors import UserError, unknown
 from promptbench.records import Record, read_records
 from promptbench.stats import Runs, harmonic_mean, t_half_width
 from promptbench.tables import AVERAGE, SPACES, few, notes, render
-from promptbench.trials import get_benchmark
+from promptbench.trial import get_benchmark
 
 __all__ = [
     "AVERAGE",

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.cards import POCKET
 from promptbench.errors import UserError
-from promptbench.method import Recipe, get_method
 from promptbench.records import Record, read_record
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ def step_gflop(material: "Material", method: str, shots: int) -> float:
 
 
 def _record_gflop(record: Record) -> float:
+    from promptbench.clip import Classes
+    from promptbench.method import Recipe, get_method
     from promptbench.profiling import Step, gflop
 
     trial = record.trial
@@ -97,7 +98,7 @@ def _clip(backbone: str) -> Any:
     """Arithmetic does not depend on values: random weights do where none are embedded."""
     import torch
 
-    from promptbench.weights import POCKET
+    from promptbench.clip import FrozenCLIP
 
     device = torch.device("cpu")
     if backbone == POCKET:

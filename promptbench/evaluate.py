@@ -13,7 +13,7 @@ from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
 from promptbench.records import Confused, Counts
 from promptbench.train import autocast
-from promptbench.trials import Evaluation, Precision
+from promptbench.trial import Evaluation, Precision
 from promptbench.views import Views, load_batches
 
 

@@ -26,7 +26,7 @@ from promptbench.method import get_method, trainable_parameters, trained_rows
 from promptbench.records import RECORD, Record, Seconds, read_record
 from promptbench.tokens import encode, readable
 from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit, resolve_precision
-from promptbench.trials import Precision, Trial
+from promptbench.trial import Precision, Trial
 from promptbench.views import Views, load_batches
 
 CONFIG = "config.yaml"

@@ -23,7 +23,7 @@ from promptbench.execute import InTurn, Job, Reporter, Results, Worker
 from promptbench.memory import free_memory
 from promptbench.records import Record
 from promptbench.train import Progress
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 from promptbench.weights import Shape, backbone_shape
 
 ATTEMPTS = 3  # so often may the pool die while a trial is running

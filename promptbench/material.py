@@ -12,7 +12,7 @@ from promptbench import published
 from promptbench.compare import frame, load_records, summarise
 from promptbench.records import BriefRecord, Record
 from promptbench.tables import AVERAGE
-from promptbench.trials import PRESETS
+from promptbench.trial import PRESETS
 
 Source = Literal["measured", "published", "both"]
 

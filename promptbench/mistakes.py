@@ -8,15 +8,17 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from promptbench.cards import Half, Split
-from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.records import Counts, Record
-from promptbench.trials import Trial
+from promptbench.trial import Trial
+
+if TYPE_CHECKING:
+    from promptbench.data import Dataset
 
 PAIRS = 10  # most frequent confusions shown per evaluation
 EXAMPLES = 3  # pictures shown per confusion
@@ -135,7 +137,7 @@ class Album:
     ``left_out``: how many found no place within the bounds.
     """
 
-    def __init__(self, find: Callable[[str], Dataset]) -> None:
+    def __init__(self, find: "Callable[[str], Dataset]") -> None:
         self._find = find
         self._datasets: dict[str, tuple[Dataset | None, frozenset[str]]] = {}
         self._ids: dict[tuple[str, str], int | None] = {}
@@ -181,7 +183,7 @@ class Album:
             self.thumbnails.append(made)
         self._ids[name, path] = self._known[made.uri]
 
-    def _dataset(self, name: str, split: Split) -> tuple[Dataset | None, frozenset[str]]:
+    def _dataset(self, name: str, split: Split) -> "tuple[Dataset | None, frozenset[str]]":
         if name not in self._datasets:
             try:
                 dataset = self._find(name)

@@ -27,7 +27,7 @@ from promptbench.clip import Classes, FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
 from promptbench.train import autocast, create, make_optimizer
-from promptbench.trials import Precision
+from promptbench.trial import Precision
 from promptbench.views import Views
 
 SHOTS = 16

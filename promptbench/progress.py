@@ -11,7 +11,7 @@ from typing import Any
 from promptbench.errors import UserError
 from promptbench.records import Record
 from promptbench.train import Progress
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 
 
 def _result(record: Record) -> str:

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from promptbench import cards
 from promptbench.compare import AVERAGE, frame, summarise
 from promptbench.errors import UserError
-from promptbench.method import Method, get_method, methods, resolve_settings
 from promptbench.records import Counts, Record
-from promptbench.weights import backbone_shape
+
+if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
+    from promptbench.method import Method
 
 BACKBONES = {
     "ViT-B-16-quickgelu": "ViT-B/16",
@@ -65,6 +66,8 @@ def lookup(
     method: str, benchmark: str, dataset: str, metric: str, shots: int, backbone: str
 ) -> dict[str, Any] | None:
     """The row to compare with; None if nothing was published. ``metric``: base, novel, hm or all."""
+    from promptbench.method import get_method
+
     kind = get_method(method)
     rows = _comparable(benchmark, backbone)
     rows = rows[
@@ -88,6 +91,8 @@ def rows(benchmark: str, backbone: str) -> pd.DataFrame:
             f"Nothing was published for the backbone {backbone!r}; published numbers are of "
             f"{', '.join(BACKBONES)}: choose one with --backbone."
         )
+    from promptbench.method import methods
+
     known = _comparable(benchmark, backbone)
     ours = {kind.published_name: kind for kind in methods().values() if kind.published_name}
     seedless = {name for name, kind in ours.items() if not kind.uses_shots}
@@ -128,8 +133,11 @@ def beside(rows: pd.DataFrame, summary: pd.DataFrame, benchmark: str) -> pd.Data
     return rows[rows["dataset"].isin(datasets_here) & rows["shots"].isin({0, *summary["shots"]})]
 
 
-def _parameters(kind: type[Method], benchmark: str, shots: int, backbone: str) -> float:
+def _parameters(kind: "type[Method]", benchmark: str, shots: int, backbone: str) -> float:
     """By the method's formula, in the paper's setting; NaN where it depends on the number of classes."""
+    from promptbench.method import resolve_settings
+    from promptbench.weights import backbone_shape
+
     settings = resolve_settings(kind, benchmark, shots, "")
     one, two = (kind.parameter_count(settings, backbone_shape(backbone), n) for n in (1, 2))
     return one if one == two else float("nan")
@@ -229,6 +237,8 @@ def _cells(
     summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of `verify` for one summary (see `compare.summarise`)."""
+    from promptbench.method import get_method
+
     found = []
     for row in summary.to_dict("records"):
         method = str(row["method"]).partition(" (")[0]

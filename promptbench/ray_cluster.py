@@ -25,7 +25,7 @@ from promptbench.memory import estimate
 from promptbench.method import get_method
 from promptbench.records import RECORD, Record
 from promptbench.train import CHECKPOINT, resolve_precision
-from promptbench.trials import Precision, Trial
+from promptbench.trial import Precision, Trial
 from promptbench.weights import backbone_shape
 
 try:

@@ -20,7 +20,7 @@ from promptbench.files import require_writable
 from promptbench.local import Messenger
 from promptbench.records import RECORD
 from promptbench.train import METRICS
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 from promptbench.weights import weights_identity
 
 FILES = (CONFIG, METRICS, PROMPTS, RECORD)  # of a finished trial, in the order they are to be written

@@ -7,6 +7,7 @@ between equal runs; everything else of an equal trial on a CPU is equal.
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from promptbench.cards import Half, Split
 from promptbench.files import write_atomic
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 
 RECORD = "record.json"
 
@@ -140,15 +141,24 @@ def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[Path, 
 def read_records(out: Path, kind: type[Record] = Record) -> tuple[list[Record], list[Path]]:
     """All records of an output folder, in path order, and the files that are no valid records."""
     records, broken = [], []
-    collecting = gc.isenabled()
-    gc.disable()  # nothing here is garbage: looking for it takes longer than reading 50,000 records
-    try:
+    with kept():
         for path, record in each_record(out, kind):
             if record is None:
                 broken.append(path)
             else:
                 records.append(record)
+    return records, broken
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is read inside is no garbage, now and later: looking through it again and again would take longer
+    than reading 50,000 records."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
+            gc.freeze()
             gc.enable()
-    return records, broken

@@ -20,7 +20,7 @@ from promptbench.records import Record
 from promptbench.stats import jackknife
 from promptbench.steptime import ATTEMPTS, Pace, against, make_timer
 from promptbench.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 
 
 @dataclass

@@ -4,26 +4,27 @@
 """
 
 import base64
-import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import promptbench
 from promptbench import report_tables, wording
 from promptbench.compare import comparable, is_whole_test, measured, notes
-from promptbench.data import Dataset, load
 from promptbench.files import canonical, write_atomic
 from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
-from promptbench.records import BriefRecord, Record, each_record, read_record
+from promptbench.records import BriefRecord, Record, each_record, kept, read_record
 from promptbench.report_figures import Figure, figures
 from promptbench.report_tables import Fold, Table
 from promptbench.stats import all_pairs
-from promptbench.trials import BENCHMARKS, get_benchmark
+from promptbench.trial import BENCHMARKS, get_benchmark
+
+if TYPE_CHECKING:
+    from promptbench.data import Dataset
 
 MAX_BROKEN = 20  # paths of records that cannot be read
 MAX_SEEDS = 20  # of a method on a dataset, for classes and confusions; all count in every other table
@@ -67,7 +68,7 @@ def write_report(
     file: Path,
     benchmarks: Sequence[str] = (),
     backbone: str | None = None,
-    find: Callable[[str], Dataset] = load,
+    find: "Callable[[str], Dataset] | None" = None,
 ) -> dict[str, str]:
     """Write the report of the records under ``out`` to ``file``; by dataset, why pictures are not shown.
 
@@ -75,19 +76,17 @@ def write_report(
     pictures, or raises UserError. Raises UserError where `compare.load_records` and `compare.frame` do,
     except that records which cannot be read are listed in the report.
     """
-    album = Album(find)
+    from promptbench.data import load
+
+    album = Album(find or load)
     write_atomic(file, build(collect(out, benchmarks, backbone), benchmarks, backbone, album))
     return album.missing
 
 
 def collect(out: Path, benchmarks: Sequence[str] = (), backbone: str | None = None) -> Collected:
     """Read every record once. Only what the report of these benchmarks and this backbone needs is summed."""
-    gc.disable()  # nothing read is cyclic, and looking through all of it again and again costs a third
-    try:
+    with kept():
         return _collect(out, benchmarks, backbone)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Collected:

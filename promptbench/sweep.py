@@ -20,7 +20,8 @@ from promptbench.execute import Executor, Outcome, Reporter, execute
 from promptbench.local import Local
 from promptbench.method import get_recipe, recipes
 from promptbench.options import RunOptions
-from promptbench.trials import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark, plan, shard
+from promptbench.trial import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark
+from promptbench.trials import plan, shard
 
 T = TypeVar("T")
 # One value or a list of them.

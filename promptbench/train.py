@@ -23,7 +23,7 @@ from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, Method, Settings, Shots
-from promptbench.trials import Precision
+from promptbench.trial import Precision
 from promptbench.views import Views, epoch_order, load_batches
 
 CHECKPOINT = "checkpoint.pt"

@@ -1,156 +1,23 @@
-"""Trials and benchmarks. A trial is one training and the evaluations that follow it: a frozen value.
+"""From methods, datasets, seeds and shots to a list of trials: a benchmark is a pure function.
 
-A benchmark is a pure function from methods, datasets, seeds and shots to a list of trials.
+Nothing is trained here, and whatever would fail later is refused.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, Literal
+from functools import cache
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from promptbench import weights
-from promptbench.cards import Half, Split
+from promptbench.cards import POCKET
 from promptbench.data import Dataset
-from promptbench.errors import UserError, unknown
+from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.method import Method, Recipe, Settings, resolve_settings
+from promptbench.trial import Benchmark, Evaluation, Precision, Split, Trial
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-
-
-class Evaluation(BaseModel):
-    """Top-1 accuracy on one split of one dataset, among the classes of one half."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    classes: Half
-
-
-class Trial(BaseModel):
-    """Everything the result of a training depends on. Two trials are the same iff their hash is.
-
-    ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
-    changed file is a changed trial. ``pretrained`` is only where the weights were found.
-    ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
-    Methods that use no training pictures have shots 0 and seed 0: there is one such trial, not one per seed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    benchmark: str
-    method: str
-    settings: dict[str, Any]
-    dataset: str
-    data: str
-    train_classes: Half
-    shots: int
-    seed: int
-    evaluations: tuple[Evaluation, ...]
-    split: Split = "test"
-    limit: int | None = None
-    backbone: str = weights.POCKET
-    pretrained: str | None = None
-    weights: str = ""
-    precision: Precision = "fp32"
-    variant: str = ""
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) of the trial's content."""
-        return hash_value(self.model_dump(mode="json", exclude={"pretrained", "variant"}))
-
-    def folder(self, out: Path) -> Path:
-        """Where the trial's files go under the output folder."""
-        name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
-        return out.joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
-
-    @property
-    def label(self) -> str:
-        """One line for people."""
-        method = f"{self.method} ({self.variant})" if self.variant else self.method
-        return f"{method} on {self.dataset}" + (
-            f", {self.shots} shots, seed {self.seed}" if self.shots else ""
-        )
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """How a benchmark turns datasets into trials: a trial trains on the classes ``train`` of one dataset
-    and is tested, without further training, among each of the label spaces ``test`` of the same dataset or,
-    in a ``transfer`` benchmark, of it (the source) and of every target."""
-
-    name: str
-    summary: str
-    shots: tuple[int, ...]
-    train: Half
-    test: tuple[Half, ...]
-    transfer: bool = False
-    least_classes: int = 2
-
-
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            "base2novel",
-            "train on the base half of the classes, 16 shots; test base and novel half apart",
-            (16,),
-            "base",
-            ("base", "novel"),
-            # one class per half would be right by definition
-            least_classes=4,
-        ),
-        Benchmark(
-            "fewshot",
-            "train on all classes, 1/2/4/8/16 shots; test all",
-            (1, 2, 4, 8, 16),
-            "all",
-            ("all",),
-        ),
-        Benchmark(
-            "crossdataset",
-            "train on all classes of one dataset, 16 shots; test on the other datasets",
-            (16,),
-            "all",
-            ("all",),
-            transfer=True,
-        ),
-        Benchmark(
-            "domain",
-            "train on all classes in one domain, 16 shots; test the same kind of classes in other domains",
-            (16,),
-            "all",
-            ("all",),
-            transfer=True,
-        ),
-    )
-}
-
-
-#: What `promptbench run` takes where the command line says nothing.
-PRESETS: dict[str, dict[str, Any]] = {
-    "pocket": {"backbone": weights.POCKET, "pretrained": None, "suite": "pocket", "seeds": "1"},
-    # the comparison of the papers: 11 datasets, three seeds, OpenAI's weights
-    "paper": {
-        "backbone": "ViT-B-16-quickgelu",
-        "pretrained": "openai",
-        "suite": "standard",
-        "seeds": "1,2,3",
-    },
-}
-
-
-def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``. Raises UserError with the nearest name."""
-    if name not in BENCHMARKS:
-        raise unknown("benchmark", name, BENCHMARKS, "See `promptbench ls benchmarks`.")
-    return BENCHMARKS[name]
 
 
 @cache
@@ -162,7 +29,7 @@ def _chosen() -> dict[str, Any]:
 def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:
     """Settings chosen for a backbone whose scale the papers did not know: common ones, then the variant's or,
     if nobody tuned it, its method's."""
-    if backbone != weights.POCKET:
+    if backbone != POCKET:
         return {}
     chosen = _chosen()
     own = chosen["settings"]
@@ -179,7 +46,7 @@ def plan(
     epochs: int | None = None,
     split: Split = "test",
     limit: int | None = None,
-    backbone: str = weights.POCKET,
+    backbone: str = POCKET,
     pretrained: str | None = None,
     precision: Precision = "fp32",
     source: Dataset | None = None,

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from promptbench.cards import POCKET
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file
 
-POCKET = "pocket"
 _OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".bin")
 _STORAGES = {

@@ -20,7 +20,8 @@ from promptbench.execute import execute
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter
 from promptbench.tokens import encode
-from promptbench.trials import BENCHMARKS, Trial, plan
+from promptbench.trial import BENCHMARKS, Trial
+from promptbench.trials import plan
 
 EPOCHS = 2
 

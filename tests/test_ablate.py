@@ -10,7 +10,7 @@ from promptbench.ablate import Measured, direction, measure, steps_of, tabulate
 from promptbench.compare import harmonic_mean
 from promptbench.errors import UserError
 from promptbench.method import get_recipe
-from promptbench.trials import Evaluation, Trial
+from promptbench.trial import Evaluation, Trial
 from tests.test_cli import arguments, call, records
 from tests.test_compare import make
 

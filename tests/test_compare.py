@@ -16,7 +16,7 @@ from promptbench.errors import UserError
 from promptbench.records import Counts, Record, Seconds, read_record, read_records
 from promptbench.stats import all_pairs
 from promptbench.tables import Format, escape
-from promptbench.trials import Evaluation, Trial
+from promptbench.trial import Evaluation, Trial
 
 
 def make(

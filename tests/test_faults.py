@@ -16,7 +16,8 @@ from promptbench.execute import execute
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter
 from promptbench.train import Progress
-from promptbench.trials import BENCHMARKS, Trial, plan
+from promptbench.trial import BENCHMARKS, Trial
+from promptbench.trials import plan
 from tests.kill_driver import content
 from tests.test_cli import call
 

@@ -17,7 +17,8 @@ from promptbench.local import Local, default_jobs
 from promptbench.method import get_method
 from promptbench.progress import PlainReporter, RichReporter
 from promptbench.records import Record, read_records
-from promptbench.trials import BENCHMARKS, Trial, plan
+from promptbench.trial import BENCHMARKS, Trial
+from promptbench.trials import plan
 from promptbench.weights import backbone_shape
 
 

@@ -27,7 +27,8 @@ from promptbench.method import (
     trainable_parameters,
 )
 from promptbench.train import Progress, autocast, create, fit
-from promptbench.trials import BENCHMARKS, Evaluation, plan
+from promptbench.trial import BENCHMARKS, Evaluation
+from promptbench.trials import plan
 from promptbench.views import Views, load_batches
 
 ALL = sorted(methods())

@@ -21,7 +21,8 @@ from promptbench.method import get_method
 from promptbench.progress import PlainReporter
 from promptbench.records import read_records
 from promptbench.train import Progress
-from promptbench.trials import BENCHMARKS, Trial, plan
+from promptbench.trial import BENCHMARKS, Trial
+from promptbench.trials import plan
 from tests.test_local import same
 
 MEMORY = 4 << 30  # of each node

@@ -18,7 +18,7 @@ from promptbench.material import Material
 from promptbench.plots import FIGURES
 from promptbench.records import Confused, Counts, Record, Seconds
 from promptbench.stats import all_pairs
-from promptbench.trials import Trial
+from promptbench.trial import Trial
 from tests.test_cli import call
 
 SCRIPT = "<script>window.hit = 1</script>"

@@ -10,7 +10,8 @@ import yaml
 from promptbench import data
 from promptbench.options import RunOptions
 from promptbench.sweep import combinations, parse_sweep, prepare
-from promptbench.trials import BENCHMARKS, plan, shard
+from promptbench.trial import BENCHMARKS
+from promptbench.trials import plan, shard
 from tests.test_cli import arguments, call, records
 
 ROOT = Path(__file__).parent.parent

@@ -33,7 +33,7 @@ from promptbench.train import (
     make_optimizer,
     resolve_precision,
 )
-from promptbench.trials import Evaluation, Precision
+from promptbench.trial import Evaluation, Precision
 from promptbench.views import Views, epoch_order
 from promptbench.weights import backbone_shape
 from tests import kill_driver, plain

@@ -37,7 +37,7 @@ from promptbench.frozen import frozen_features
 from promptbench.method import get_method
 from promptbench.records import Counts
 from promptbench.train import create
-from promptbench.trials import Evaluation
+from promptbench.trial import Evaluation
 from promptbench.views import Views
 
 SUITE = "pocket"
@@ -83,7 +83,7 @@ def load_backbone(folder: Path | None = None, file: Path | None = None) -> Froze
     """
     device, cache = default_device(), FeatureCache(default_folder())
     if folder is None:
-        return FrozenCLIP.load(weights.POCKET, str(file) if file else None, device, cache)
+        return FrozenCLIP.load(cards.POCKET, str(file) if file else None, device, cache)
     file = file or folder / "pocket.safetensors"
     try:
         config = json.loads((folder / "pocket.json").read_text())["model_cfg"]

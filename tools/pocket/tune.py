@@ -25,7 +25,8 @@ from promptbench.execute import execute
 from promptbench.method import get_method, methods
 from promptbench.progress import PlainReporter
 from promptbench.records import read_records
-from promptbench.trials import BENCHMARKS, plan
+from promptbench.trial import BENCHMARKS
+from promptbench.trials import plan
 
 SEED = 11
 RATES = {
