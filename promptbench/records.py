@@ -121,10 +121,11 @@ class BriefRecord(Record):
     evaluations: list[_BriefCounts]  # type: ignore[assignment]
 
 
-def read_record(folder: Path, kind: type[Record] = Record) -> Record | None:
+def read_record(folder: Path | str, kind: type[Record] = Record) -> Record | None:
     """The record in a trial's folder, None if there is none or it cannot be read."""
     try:
-        return kind.model_validate_json((folder / RECORD).read_bytes())
+        with open(os.path.join(folder, RECORD), "rb") as file:  # noqa: PTH118, PTH123  # twice as fast
+            return kind.model_validate_json(file.read())
     except (OSError, ValueError):
         return None
 
@@ -132,10 +133,10 @@ def read_record(folder: Path, kind: type[Record] = Record) -> Record | None:
 def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[Path, Record | None]]:
     """The record files of an output folder, in path order and read one at a time; None where a file is no
     valid record."""
-    folders = sorted(folder for folder, _, files in os.walk(out / "runs") if RECORD in files)
-    for folder in map(Path, folders):
+    for folder in sorted(folder for folder, _, files in os.walk(out / "runs") if RECORD in files):
         record = read_record(folder, kind)
-        yield folder / RECORD, record if record is not None and record.hash == record.trial.hash else None
+        whole = record is not None and record.hash == record.trial.hash
+        yield Path(folder, RECORD), record if whole else None
 
 
 def read_records(out: Path, kind: type[Record] = Record) -> tuple[list[Record], list[Path]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import promptbench
 from promptbench import report_tables, wording
 from promptbench.compare import comparable, is_whole_test, measured, notes
-from promptbench.files import canonical, write_atomic
+from promptbench.files import write_atomic
 from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
 from promptbench.records import BriefRecord, Record, each_record, kept, read_record
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from promptbench.data import Dataset
 
 MAX_BROKEN = 20  # paths of records that cannot be read
-MAX_SEEDS = 20  # of a method on a dataset, for classes and confusions; all count in every other table
+MAX_SEEDS = 5  # of a method on a dataset, for classes and confusions; all count in every other table
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Coll
                 found.mistakes.add(who, whole)
                 found.first.setdefault(who, record.hash)
                 taken[who, record.trial.dataset] += 1
-        record.environment = environments.setdefault(canonical(record.environment), record.environment)
+        record.environment = environments.setdefault(str(record.environment), record.environment)
         found.records.append(record)
     return found
 

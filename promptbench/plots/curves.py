@@ -56,8 +56,10 @@ def history(material: Material) -> pd.DataFrame:
     most = max((record.trial.shots for record in material.records), default=0)
     rows = []
     for record in material.records:
+        if record.trial.shots != most or not most:
+            continue
         path = record.trial.folder(material.out) / METRICS
-        if record.trial.shots != most or not most or not path.exists():
+        if not path.exists():
             continue
         for line in path.read_text().splitlines():
             row = json.loads(line)

@@ -1,7 +1,6 @@
 """How much each block's read-out is changed by the prompts, by tower."""
 
-from typing import Any
-
+import numpy as np
 import pandas as pd
 
 from promptbench.plots.base import Drawing, Material, legend_below, line, need, new_figure
@@ -16,18 +15,21 @@ def prompts(material: Material) -> Drawing:
     labels = (
         dict(zip(material.table["hash"], material.table["method"], strict=True)) if material.records else {}
     )
-    rows: list[dict[str, Any]] = [
-        {"method": labels[record.hash[:8]], "tower": tower, "block": block, "change": change}
-        for record in material.records
-        for tower, changes in record.influence.items()
-        for block, change in enumerate(changes, 1)
-    ]
+    changes: dict[tuple[str, str], list[list[float]]] = {}
+    for record in material.records:
+        for tower, change in record.influence.items():
+            changes.setdefault((tower, labels[record.hash[:8]]), []).append(change)
     need(
-        rows,
+        changes,
         "None of the records holds the influence of prompts; run a method that prompts a tower.",
     )
-    found = pd.DataFrame(rows).groupby(["tower", "method", "block"], as_index=False, sort=False)
-    data = found.agg(change=("change", "mean"), records=("change", "size"))
+    data = pd.DataFrame(
+        [
+            {"tower": tower, "method": method, "block": block, "change": mean, "records": len(several)}
+            for (tower, method), several in changes.items()
+            for block, mean in enumerate(np.mean(several, axis=0).tolist(), 1)
+        ]
+    )
     towers = sorted(data["tower"].unique())
     figure = new_figure(height=3.2)
     axes = figure.subplots(1, len(towers), sharey=True, squeeze=False)[0]
