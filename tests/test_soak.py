@@ -13,9 +13,10 @@ import pytest
 
 from promptbench.records import read_records
 from tests import kill_driver
+from tests.test_cli import call
 
 pytestmark = pytest.mark.soak
-KILLS, ROUNDS = 200, 30
+KILLS, COMMAND_KILLS, ROUNDS = 160, 40, 30
 METHODS = ("zeroshot", "coop", "mmlop")
 TRIALS = 1 + 2 * 3  # zero-shot has no seeds
 Contents = dict[str, dict[str, Any]]
@@ -33,9 +34,29 @@ def start(*arguments: str, cache: Path) -> "subprocess.Popen[str]":
     )
 
 
-def run(card: Path, out: Path) -> "subprocess.Popen[str]":
+def arguments(card: Path, out: Path, jobs: int) -> list[str]:
     where = ["--dataset", str(card), "--out", str(out), "--shots", "4", "--seeds", "1,2,3", "--epochs", "3"]
-    return start("run", *METHODS, *where, "--jobs", "2", cache=out / "cache")
+    return ["run", *METHODS, *where, "--jobs", str(jobs)]
+
+
+def run(card: Path, out: Path) -> "subprocess.Popen[str]":
+    return start(*arguments(card, out, jobs=2), cache=out / "cache")
+
+
+def fork(card: Path, out: Path) -> int:
+    """The same in this process's image, where all is loaded and every moment is one of work; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.environ["PROMPTBENCH_CACHE"] = str(out / "cache")
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            code = call(*arguments(card, out, jobs=1))
+        finally:
+            os._exit(code)
+    return pid
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
@@ -78,12 +99,36 @@ def undisturbed(make_dataset: Any, tmp_path: Path) -> tuple[Path, Contents, floa
     return card, expected, time.perf_counter() - started
 
 
-def test_killed_at_random_moments(undisturbed: tuple[Path, Contents, float], tmp_path: Path) -> None:
-    """SIGKILL to the command alone, or to it and its workers, at any moment from its start to its end; then
-    the same command again, until all is done; then all over again in an empty folder."""
-    card, expected, seconds = undisturbed
-    draw, kills, alone, rounds = random.Random(1), 0, 0, 0
+def test_work_killed_at_random_moments(undisturbed: tuple[Path, Contents, float], tmp_path: Path) -> None:
+    """SIGKILL at any moment of the work; then the same command again, until all is done; then all over again
+    in an empty folder."""
+    card, expected, _ = undisturbed
+    started = time.perf_counter()
+    os.waitpid(fork(card, tmp_path / "whole"), 0)
+    assert contents(tmp_path / "whole") == expected
+    seconds = time.perf_counter() - started
+    draw, kills, rounds = random.Random(1), 0, 0
     while kills < KILLS:
+        rounds += 1
+        out, status = tmp_path / f"round{rounds}", signal.SIGKILL.value
+        while os.WIFSIGNALED(status):
+            pid = fork(card, out)
+            time.sleep(draw.uniform(0, seconds))
+            os.kill(pid, signal.SIGKILL)  # of no effect where it has ended
+            _, status = os.waitpid(pid, 0)
+            kills += os.WIFSIGNALED(status)
+            assert not read_records(out)[1]  # whole, or not there
+        assert os.WEXITSTATUS(status) == 0
+        assert contents(out) == expected
+    print(f"\n{kills} kills in {rounds} rounds of {TRIALS} trials: no record lost, doubled or changed")
+
+
+def test_commands_killed_at_random_moments(undisturbed: tuple[Path, Contents, float], tmp_path: Path) -> None:
+    """The same with commands of two workers, from their start to their end: SIGKILL to the command alone, or
+    to it and its workers."""
+    card, expected, seconds = undisturbed
+    draw, kills, alone, rounds = random.Random(2), 0, 0, 0
+    while kills < COMMAND_KILLS:
         rounds += 1
         out = tmp_path / f"round{rounds}"
         while True:
@@ -107,7 +152,7 @@ def test_killed_at_random_moments(undisturbed: tuple[Path, Contents, float], tmp
         while session(command.pid):  # no worker outlives its command for long
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    print(f"\n{kills} kills ({alone} of the command alone) in {rounds} rounds of {TRIALS} trials: none lost")
+    print(f"\n{kills} kills ({alone} of the command alone) in {rounds} rounds: none lost, doubled or changed")
 
 
 def test_two_commands_and_a_reader(undisturbed: tuple[Path, Contents, float], tmp_path: Path) -> None:
