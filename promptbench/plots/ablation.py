@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from promptbench import published
-from promptbench.plots.base import COLOURS, NAMES, Drawing, Material, error_bars, need, new_figure
+from promptbench.plots.base import COLOURS, HALO, NAMES, Drawing, Material, error_bars, need, new_figure
 
 PAPER = "2602.21397"
 #: step, its names in our tables (the recipe's, and that of --set), and in the paper's tables 4 and 5
@@ -57,7 +57,12 @@ def _panel(axes: Any, rows: pd.DataFrame, steps: list[str], colour: str) -> None
         hollow: dict[str, Any] = {"mfc": "white"} if row["kind"] == "published" else {}
         axes.errorbar(at, row["value"], error_bars(row, "value"), fmt="o", color=colour, capsize=3, **hollow)
         if not pd.isna(row["value"]):
-            place: Any = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
+            place: Any = {
+                "xytext": (5, 3),
+                "textcoords": "offset points",
+                "fontsize": 7,
+                "path_effects": HALO,
+            }
             axes.annotate(f"{row['value']:.2f}", (at, row["value"]), **place)
     axes.set_xticks(range(len(steps)), steps, fontsize=7)
     axes.set_xlim(-0.4, len(steps) - 0.4)

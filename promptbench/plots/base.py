@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from promptbench.errors import UserError
 from promptbench.files import write_atomic
@@ -20,6 +21,7 @@ from promptbench.material import Material
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.")
+HALO = [withStroke(linewidth=2, foreground="white")]  # lines of the plot do not cross out a name
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -117,9 +119,6 @@ def label_points(
 ) -> None:
     """Names beside points, each at the nearest place where it lies on no other name, on no marker and, if
     possible, on none of ``avoid`` [(x, y)]; a thin line leads to its point where that is far."""
-    from matplotlib.patheffects import withStroke
-
-    halo = [withStroke(linewidth=2, foreground="white")]  # lines of the plot do not cross out a name
     figure = axes.figure
     figure.canvas.draw()
     unit = figure.dpi / 72  # pixels of a typographic point
@@ -134,30 +133,37 @@ def label_points(
         weights.append(20.0)
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     ways = np.column_stack([np.cos(turns), np.sin(turns)])
-    for a, b, (px, py), name in zip(x, y, points, texts, strict=True):
-        given: Any = {"fontsize": 7, "ha": "center", "va": "center", "path_effects": halo}
+    for i, (a, b, name) in enumerate(zip(x, y, texts, strict=True)):
+        given: Any = {"fontsize": 7, "ha": "center", "va": "center", "path_effects": HALO}
         label = axes.annotate(name, (a, b), (0, 0), textcoords="offset points", **given)
         extent = label.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + unit
-        best, place = np.inf, np.zeros(2)
+        best, place, doubtful = np.inf, np.zeros(2), False
         for reach in (5, 9, 14, 20, 28, 38, 50, 64):
             for way in ways:
                 # the nearest point of the box is about ``reach`` points away
                 offset = way * reach * unit + half * np.clip(1.5 * way, -1, 1)
-                centre = np.array([px, py]) + offset
+                centre = points[i] + offset
                 box = np.hstack([centre - half, centre + half])
                 cost = 0.02 * reach + 50 * bool((box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any())
                 cost += np.dot(_overlaps(box, np.array(boxes)), weights)
-                if cost < best:
-                    best, place, chosen = cost, offset, box
+                apart = np.maximum(_distances(box, points), np.linalg.norm(points - centre, axis=1) / 2)
+                other = (np.delete(apart, i) < apart[i]).any()  # whose name is it?
+                if cost + other < best:
+                    best, place, chosen, doubtful = cost + other, offset, box, other
         label.set_position(tuple(place / unit))
         boxes.append(chosen)
         weights.append(20.0)
-        if np.abs(place - half * np.sign(place)).max() > 10 * unit:
+        if doubtful or np.abs(place - half * np.sign(place)).max() > 10 * unit:
             label.remove()
             line = {"arrowstyle": "-", "color": "0.6", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
             at = tuple(place / unit)
             axes.annotate(name, (a, b), at, textcoords="offset points", arrowprops=line, **given)
+
+
+def _distances(box: Any, points: Any) -> Any:
+    """How far each of ``points`` [N, 2] lies outside a box."""
+    return np.linalg.norm(np.maximum(0, np.maximum(box[:2] - points, points - box[2:])), axis=1)
 
 
 def _overlaps(box: Any, others: Any) -> Any:

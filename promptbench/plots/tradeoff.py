@@ -1,8 +1,10 @@
 """Accuracy against what a method costs, with the Pareto front and who dominates whom."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from promptbench.costs import COSTS, step_gflop
@@ -109,18 +111,29 @@ def _draw(axes: Any, material: Material, main: pd.DataFrame, beside: pd.DataFram
         if bars:  # labels keep off the bars by points strewn along them
             low, high = row[metric] - bars[0][0], row[metric] + bars[1][0]
             avoid += [(row[cost], low + (high - low) * i / 12) for i in range(13)]
+    place = np.log(points[cost].astype(float))
+    place = (place - place.min()) / max(place.max() - place.min(), 1e-9)
+    near = 0.06 * np.ptp([*main[metric], *beside[metric]])
     for row in free.to_dict("records"):
-        # On the side whose point is farther from the line.
-        gaps = (points[metric] - row[metric]).abs()
-        right = gaps.iloc[-1] > gaps.iloc[0]
+        # Left or right, above or below the line: where the fewest points are, and no other line.
+        crowd = {}
+        for right, below in product((False, True), repeat=2):
+            gaps = (row[metric] - points[metric]) if below else (points[metric] - row[metric])
+            lines = (row[metric] - free[metric]) if below else (free[metric] - row[metric])
+            side = (place > 0.85) if right else (place < 0.15)
+            crowd[right, below] = (
+                gaps[side].between(-near / 3, near).sum() + 2 * lines.between(1e-9, near).sum()
+            )
+        right, below = min(crowd, key=lambda where: crowd[where])
         axes.axhline(row[metric], color="0.3", linewidth=1, linestyle=":", zorder=0)
         axes.annotate(
             f"{row['method']} ({row[metric]:.1f})",
             (1 if right else 0, row[metric]),
             xycoords=("axes fraction", "data"),
-            xytext=(-3 if right else 3, 2),
+            xytext=(-3 if right else 3, -2 if below else 2),
             textcoords="offset points",
             ha="right" if right else "left",
+            va="top" if below else "baseline",
             fontsize=7,
             color="0.3",
         )
