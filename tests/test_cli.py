@@ -469,7 +469,7 @@ def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert str(root / "dtd" / "split_zhou_DescribableTextures.json") in text
     assert "https://www.robots.ox.ac.uk/~vgg/data/dtd/" in text
     assert call("data", "check", "dtdd") == 2
-    assert call("data", "prepare", "--data-root", str(root)) == 2  # none of the miniatures can be used without saying so
+    assert call("data", "prepare", "--data-root", str(root)) == 2  # none can be used as it is
     assert "imagenet_a: not ready" in capsys.readouterr().out
 
 
