@@ -136,7 +136,7 @@ def test_commands_killed_at_random_moments(undisturbed: tuple[Path, Contents, fl
             try:
                 command.wait(draw.uniform(0, seconds))
             except subprocess.TimeoutExpired:
-                kills += 1
+                kills, seconds = kills + 1, 1.05 * seconds
                 if draw.random() < 0.5:
                     alone += 1
                     os.kill(command.pid, signal.SIGKILL)
@@ -146,6 +146,7 @@ def test_commands_killed_at_random_moments(undisturbed: tuple[Path, Contents, fl
                 assert not read_records(out)[1]  # whole, or not there
             else:
                 ended(command)
+                seconds *= 0.9  # so that about two are killed for one that ends, however busy the machine is
                 break
         assert contents(out) == expected
         deadline = time.monotonic() + 30
