@@ -53,7 +53,7 @@ def run(*arguments: str) -> tuple[float, float]:
     """Seconds and the most resident MB of a command. Raises CalledProcessError if it fails."""
     line = [sys.executable, "-m", "promptbench", *arguments]
     started = time.perf_counter()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=ROOT)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     if status:
