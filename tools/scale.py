@@ -96,7 +96,7 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         axes.set(xlabel="records", ylabel=f"{unit}, resident" if unit == "MB" else unit)
         axes.set_xlim(0)
         axes.set_ylim(0)
-    left.legend(frameon=False)
+    right.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=200)
 
 
