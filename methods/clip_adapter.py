@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Batch, Count, Method, Positive, Rate, Settings
+from promptbench.names import Classes
 from promptbench.weights import Shape
 
 

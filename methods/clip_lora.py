@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.method import Count, Method, Positive, Rate, Settings
+from promptbench.names import Classes
 from promptbench.templates import PLAIN
 from promptbench.tokens import TextLayout, template_rows
 from promptbench.weights import Shape

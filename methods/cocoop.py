@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.names import Classes
 from promptbench.weights import Shape
 
 

@@ -7,8 +7,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.method import Count, Method, Positive, PromptSettings, Rate
+from promptbench.names import Classes
 from promptbench.tokens import TextLayout, uses_words
 from promptbench.weights import Shape
 

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.method import Count, Method, Positive, PromptSettings, Rate, deep_prompts
+from promptbench.names import Classes
 from promptbench.weights import Shape
 
 

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Batch, Count, Method, Settings, Shots, trained_rows
+from promptbench.names import Classes
 from promptbench.weights import Shape
 
 GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.losses import self_regulation
 from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.names import Classes
 from promptbench.templates import GENERIC_60
 from promptbench.tokens import uses_words
 from promptbench.weights import Shape

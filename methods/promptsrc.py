@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptbench.clip import Classes
 from promptbench.losses import self_regulation
 from promptbench.method import Batch, Rate
 from promptbench.methods.ivlp import IVLP, IVLPSettings
+from promptbench.names import Classes
 from promptbench.templates import GENERIC_60
 
 # Few-shot datasets whose aggregation is centred late and narrow; the others' is centred at 30, width 30.

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Count, Method, Positive, Rate, Settings, trained_rows
+from promptbench.names import Classes
 from promptbench.templates import IMAGENET, PLAIN, SELECT_7
 from promptbench.weights import Shape
 

@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.errors import UserError
 from promptbench.losses import cosine_distance
 from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.names import Classes
 from promptbench.tokens import TextLayout
 from promptbench.weights import Shape
 

@@ -7,9 +7,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Positive, Settings, Shots, trained_rows
+from promptbench.names import Classes
 from promptbench.templates import IMAGENET, SELECT_7
 
 # Per dataset: largest beta and alpha of the search, alpha to start from.

@@ -5,9 +5,10 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Count, Positive, Rate
 from promptbench.methods.tip_adapter import TipAdapter, TipAdapterSettings
+from promptbench.names import Classes
 from promptbench.weights import Shape
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.method import Count, Method, Positive, Rate, Settings, deep_prompts
+from promptbench.names import Classes
 from promptbench.templates import PLAIN
 from promptbench.tokens import TextLayout, template_rows
 from promptbench.weights import Shape

@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from promptbench.clip import Classes
 from promptbench.method import Method, Settings
+from promptbench.names import Classes
 from promptbench.templates import SELECT_7
 
 

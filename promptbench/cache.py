@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import platformdirs
 import safetensors
 import torch
 from safetensors.torch import save
@@ -27,11 +26,6 @@ from promptbench.files import canonical, hash_value, write_atomic
 VERSION = 1  # to be raised when the code gives other features under an unchanged key
 SUFFIX = ".safetensors"
 _TOLD = ("what", "weights", "precision", "dataset", "draw")  # what of a key `promptbench cache ls` shows
-
-
-def default_folder() -> Path:
-    """``PROMPTBENCH_CACHE``, or promptbench's folder in the user's cache directory."""
-    return Path(os.environ.get("PROMPTBENCH_CACHE") or platformdirs.user_cache_path("promptbench"))
 
 
 def default_bound() -> int:

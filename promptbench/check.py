@@ -9,7 +9,7 @@ from promptbench import data
 from promptbench.cards import Card, cards
 from promptbench.data import Dataset, Item
 from promptbench.errors import UserError, unknown
-from promptbench.tokens import readable
+from promptbench.names import readable
 
 SAMPLE = 10  # pictures decoded per split where not all are
 

@@ -496,7 +496,8 @@ def cache_ls() -> None:
     import time
     from collections import defaultdict
 
-    from promptbench.cache import FeatureCache, default_folder
+    from promptbench.cache import FeatureCache
+    from promptbench.files import default_folder
 
     cache = FeatureCache(default_folder())
     groups = defaultdict(list)
@@ -524,7 +525,8 @@ def cache_ls() -> None:
 )
 def cache_clear() -> None:
     """Delete all kept features; they are computed anew when needed."""
-    from promptbench.cache import FeatureCache, default_folder
+    from promptbench.cache import FeatureCache
+    from promptbench.files import default_folder
 
     files, size = FeatureCache(default_folder()).clear()
     print(f"deleted {files} files, {size / 1e6:.1f} MB")
@@ -701,8 +703,9 @@ def _asked(sweep: "Sweep", options: RunOptions) -> "Sweep":
 
 def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
     """Plan and run, or only show the plan: what `run`, `sweep` and `ablate` have in common."""
-    from promptbench.cache import FeatureCache, default_folder
+    from promptbench.cache import FeatureCache
     from promptbench.execute import Outcome
+    from promptbench.files import default_folder
     from promptbench.progress import make_reporter
     from promptbench.sweep import part_of, prepare
 

@@ -25,21 +25,10 @@ from promptbench.cache import FeatureCache
 from promptbench.cards import POCKET
 from promptbench.files import hash_value
 from promptbench.memory import free_memory, kept_bytes
+from promptbench.names import Classes
 from promptbench.tokens import Position, Row, TextLayout, encode, mixed, prompt_rows, template_rows
 
 _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
-
-
-@dataclass(frozen=True)
-class Classes:
-    """A label space: class names in label order, the dataset's zero-shot template and its name."""
-
-    names: tuple[str, ...]
-    template: str = "a photo of a {}."
-    dataset: str = ""
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 #: What an adapter adds inside block ``i`` (from 0), given the block's normalised input h = ln_1(x)

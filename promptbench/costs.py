@@ -76,8 +76,8 @@ def step_gflop(material: "Material", method: str, shots: int) -> float:
 
 
 def _record_gflop(record: Record) -> float:
-    from promptbench.clip import Classes
     from promptbench.method import Recipe, get_method
+    from promptbench.names import Classes
     from promptbench.profiling import Step, gflop
 
     trial = record.trial

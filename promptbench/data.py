@@ -19,11 +19,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptbench.cards import Card, Half, Split, cards, read_card
-from promptbench.clip import Classes
 from promptbench.draws import draw_file, kept_draw, read_draw
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
-from promptbench.tokens import readable
+from promptbench.names import Classes, readable
 
 
 class Item(NamedTuple):

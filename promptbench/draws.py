@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptbench.cache import default_folder
 from promptbench.errors import UserError
-from promptbench.files import write_atomic
+from promptbench.files import default_folder, write_atomic
 
 if TYPE_CHECKING:
     from promptbench.data import Dataset, Item

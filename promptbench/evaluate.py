@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from promptbench.cards import Split
-from promptbench.clip import Classes
 from promptbench.data import Dataset, Item
 from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
+from promptbench.names import Classes
 from promptbench.records import Confused, Counts
 from promptbench.train import autocast
 from promptbench.trial import Evaluation, Precision

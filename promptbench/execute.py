@@ -23,8 +23,9 @@ from promptbench.files import canonical, require_writable, write_atomic
 from promptbench.frozen import chunks
 from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
+from promptbench.names import readable
 from promptbench.records import RECORD, Record, Seconds, read_record
-from promptbench.tokens import encode, readable
+from promptbench.tokens import encode
 from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit, resolve_precision
 from promptbench.trial import Precision, Trial
 from promptbench.views import Views, load_batches

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import platformdirs
+
 from promptbench.errors import UserError
 
 
@@ -61,3 +63,8 @@ def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_folder() -> Path:
+    """``PROMPTBENCH_CACHE``, or promptbench's folder in the user's cache directory."""
+    return Path(os.environ.get("PROMPTBENCH_CACHE") or platformdirs.user_cache_path("promptbench"))

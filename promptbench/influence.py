@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from promptbench.clip import Classes, FrozenCLIP, Hook, Prompts
+from promptbench.clip import FrozenCLIP, Hook, Prompts
 from promptbench.method import Method
+from promptbench.names import Classes
 from promptbench.tokens import TextLayout, template_rows
 
 SAMPLE = 64  # classes and pictures are enough for a mean

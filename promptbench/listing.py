@@ -6,9 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from promptbench.cache import default_folder
 from promptbench.errors import UserError
-from promptbench.files import hash_value, write_atomic
+from promptbench.files import default_folder, hash_value, write_atomic
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"),

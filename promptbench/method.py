@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.errors import UserError, invalid, unknown
+from promptbench.names import Classes
 from promptbench.tokens import TextLayout, uses_words
 from promptbench.weights import Shape
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptbench import weights
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Settings, methods
+from promptbench.names import Classes
 from promptbench.templates import GENERIC_60
 from promptbench.tokens import Row, prompt_rows, template_rows
 from promptbench.train import aggregation_weights, learning_rate, make_optimizer

@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from promptbench import cards, data
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
+from promptbench.names import Classes
 from promptbench.train import autocast, create, make_optimizer
 from promptbench.trial import Precision
 from promptbench.views import Views

@@ -11,12 +11,12 @@ import ray
 import torch
 
 from promptbench import data, environment
-from promptbench.cache import FeatureCache, default_folder
+from promptbench.cache import FeatureCache
 from promptbench.cards import cards
 from promptbench.data import Dataset, with_draws
 from promptbench.errors import UserError
 from promptbench.execute import CONFIG, PROMPTS, Job, Worker, claim
-from promptbench.files import require_writable
+from promptbench.files import default_folder, require_writable
 from promptbench.local import Messenger
 from promptbench.records import RECORD
 from promptbench.train import METRICS

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from promptbench.errors import UserError
+from promptbench.names import readable
 
 START, END = 49406, 49407
 Position = Literal["end", "middle", "front"]
@@ -31,11 +32,6 @@ def _tokenizer() -> Any:
 def encode(text: str) -> Row:
     """CLIP's byte-pair ids of ``text``, without start and end token."""
     return tuple(_tokenizer().encode(text))
-
-
-def readable(classname: str) -> str:
-    """The class name as it goes into a prompt: underscores become blanks."""
-    return classname.replace("_", " ")
 
 
 def text_rows(texts: Sequence[str]) -> tuple[Row, ...]:

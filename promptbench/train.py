@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset, Item
 from promptbench.errors import UserError
 from promptbench.files import canonical, write_atomic
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, Method, Settings, Shots
+from promptbench.names import Classes
 from promptbench.trial import Precision
 from promptbench.views import Views, epoch_order, load_batches
 

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from promptbench import data, weights
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
+from promptbench.names import Classes
 from tests import plain
 
 COLOURS = {

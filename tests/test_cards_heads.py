@@ -18,8 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from promptbench import data
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Batch, Shots, get_method, resolve_settings
+from promptbench.names import Classes
 from promptbench.train import create, fit
 from tests.plain import tokenize
 

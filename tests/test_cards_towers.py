@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptbench import data, weights
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.method import Batch, Method, get_method, resolve_settings, trainable_parameters
+from promptbench.names import Classes
 from promptbench.templates import GENERIC_60
 from promptbench.train import aggregation_weights, create, fit
 from tests import plain

@@ -60,6 +60,15 @@ def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -
     assert all("promptbench " in line for line in examples)
 
 
+def test_tables_and_data_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from promptbench import check, compare, material, pairwise, plots, prepare, report\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def arguments(card: Path, out: Path, *more: str) -> list[str]:
     return ["--dataset", str(card), "--shots", "2", "--epochs", "1", "--out", str(out), *more]
 

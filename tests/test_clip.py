@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from promptbench import tokens, weights
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
+from promptbench.names import Classes
 from promptbench.tokens import Position, template_rows
 from tests import plain
 from tests.conftest import close

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from promptbench.clip import Classes, FrozenCLIP, Prompts
+from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.influence import influence
 from promptbench.method import get_method
+from promptbench.names import Classes
 from promptbench.tokens import template_rows
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from promptbench import data, weights
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
 from promptbench.frozen import chunks
@@ -26,6 +26,7 @@ from promptbench.method import (
     resolve_settings,
     trainable_parameters,
 )
+from promptbench.names import Classes
 from promptbench.train import Progress, autocast, create, fit
 from promptbench.trial import BENCHMARKS, Evaluation
 from promptbench.trials import plan

@@ -7,9 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from promptbench.clip import Classes, FrozenCLIP
+from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, get_method, resolve_settings
+from promptbench.names import Classes
 from promptbench.templates import GENERIC_60
 from promptbench.tokens import template_rows
 from promptbench.train import create

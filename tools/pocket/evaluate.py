@@ -25,14 +25,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
 from promptbench import cards, data, weights
-from promptbench.cache import FeatureCache, default_folder
+from promptbench.cache import FeatureCache
 from promptbench.cards import Half
 from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset, Item
 from promptbench.environment import default_device, suitable_threads
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate
-from promptbench.files import hash_file, hash_value, write_atomic
+from promptbench.files import default_folder, hash_file, hash_value, write_atomic
 from promptbench.frozen import frozen_features
 from promptbench.method import get_method
 from promptbench.records import Counts

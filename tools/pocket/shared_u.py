@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from promptbench import cards, data
-from promptbench.cache import FeatureCache, default_folder
+from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
 from promptbench.execute import PROMPTS
+from promptbench.files import default_folder
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, get_method, get_recipe, resolve_settings
 from promptbench.records import read_records

@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from promptbench import cards, data, weights
-from promptbench.cache import FeatureCache, default_folder
+from promptbench.cache import FeatureCache
 from promptbench.execute import execute
+from promptbench.files import default_folder
 from promptbench.method import get_method, methods
 from promptbench.progress import PlainReporter
 from promptbench.records import read_records
