@@ -37,6 +37,11 @@ class Material:
         return frame(self.records)
 
     @cached_property
+    def labels(self) -> dict[str, str]:
+        """How a record's method is called in tables, by the first 8 digits of its hash."""
+        return dict(zip(self.table["hash"], self.table["method"], strict=True)) if self.records else {}
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """`compare.summarise` of them; without records a table without rows."""
         if self.records:

@@ -156,7 +156,7 @@ def _section(name: str, found: Collected, records: Sequence[Record], album: Albu
     material = Material(records, found.out, name, records[0].trial.backbone)
     table, summary = material.table, material.summary
     verdicts = wording.verdicts(material, all_pairs(measured(table)))
-    labels = dict(zip(table["hash"], table["method"], strict=True))
+    labels = material.labels
     most = int(summary["shots"].max())
     named = {
         labels[hash_[:8]]: who

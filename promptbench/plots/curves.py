@@ -50,9 +50,6 @@ def curves(material: Material) -> Drawing:
 
 def history(material: Material) -> pd.DataFrame:
     """method, dataset, epoch, loss and, if any, val_accuracy: means over seeds, at the most shots."""
-    labels = (
-        dict(zip(material.table["hash"], material.table["method"], strict=True)) if material.records else {}
-    )
     most = max((record.trial.shots for record in material.records), default=0)
     rows = []
     for record in material.records:
@@ -66,7 +63,7 @@ def history(material: Material) -> pd.DataFrame:
             values = {key: row.get(key) for key in COLUMNS}
             rows.append(
                 {
-                    "method": labels[record.hash[:8]],
+                    "method": material.labels[record.hash[:8]],
                     "dataset": record.trial.dataset,
                     "epoch": row["epoch"],
                     **values,

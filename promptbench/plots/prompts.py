@@ -12,13 +12,10 @@ def prompts(material: Material) -> Drawing:
     Raises UserError if no record has it (records made before it was measured, methods that leave the towers
     alone).
     """
-    labels = (
-        dict(zip(material.table["hash"], material.table["method"], strict=True)) if material.records else {}
-    )
     changes: dict[tuple[str, str], list[list[float]]] = {}
     for record in material.records:
         for tower, change in record.influence.items():
-            changes.setdefault((tower, labels[record.hash[:8]]), []).append(change)
+            changes.setdefault((tower, material.labels[record.hash[:8]]), []).append(change)
     need(
         changes,
         "None of the records holds the influence of prompts; run a method that prompts a tower.",
