@@ -130,22 +130,22 @@ def read_record(folder: Path | str, kind: type[Record] = Record) -> Record | Non
         return None
 
 
-def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[Path, Record | None]]:
-    """The record files of an output folder, in path order and read one at a time; None where a file is no
-    valid record."""
+def each_record(out: Path, kind: type[Record] = Record) -> Iterator[tuple[str, Record | None]]:
+    """The folders of an output folder that hold a record file, in path order, and their records, read one at
+    a time; None where the file is no valid record."""
     for folder in sorted(folder for folder, _, files in os.walk(out / "runs") if RECORD in files):
         record = read_record(folder, kind)
         whole = record is not None and record.hash == record.trial.hash
-        yield Path(folder, RECORD), record if whole else None
+        yield folder, record if whole else None
 
 
 def read_records(out: Path, kind: type[Record] = Record) -> tuple[list[Record], list[Path]]:
     """All records of an output folder, in path order, and the files that are no valid records."""
     records, broken = [], []
     with kept():
-        for path, record in each_record(out, kind):
+        for folder, record in each_record(out, kind):
             if record is None:
-                broken.append(path)
+                broken.append(Path(folder, RECORD))
             else:
                 records.append(record)
     return records, broken

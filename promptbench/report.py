@@ -17,7 +17,7 @@ from promptbench.compare import comparable, is_whole_test, measured, notes
 from promptbench.files import write_atomic
 from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
-from promptbench.records import BriefRecord, Record, each_record, kept, read_record
+from promptbench.records import RECORD, BriefRecord, Record, each_record, kept, read_record
 from promptbench.report_figures import Figure, figures
 from promptbench.report_tables import Fold, Table
 from promptbench.stats import all_pairs
@@ -93,18 +93,18 @@ def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Coll
     found = Collected(out)
     environments: dict[str, dict[str, Any]] = {}
     taken: Counter[tuple[Who, str]] = Counter()
-    for path, record in each_record(out, BriefRecord):
+    for folder, record in each_record(out, BriefRecord):
         if record is None:
-            found.broken.append(path)
+            found.broken.append(Path(folder, RECORD))
             continue
         if not benchmarks or record.trial.benchmark in benchmarks:
             who = Who.of(record.trial)
             if not is_whole_test(record):
                 found.aside += 1
             elif backbone in (None, record.trial.backbone) and taken[who, record.trial.dataset] < MAX_SEEDS:
-                whole = read_record(path.parent)
+                whole = read_record(folder)
                 if whole is None:
-                    found.broken.append(path)
+                    found.broken.append(Path(folder, RECORD))
                     continue
                 found.mistakes.add(who, whole)
                 found.first.setdefault(who, record.hash)

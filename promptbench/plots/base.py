@@ -37,7 +37,9 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "0.92",
 }
+DPI = 200
 WIDTH = 6.5  # inches: the text of a page
+REACHES = (5, 9, 14, 20, 28, 38, 50, 64)  # points between a point and its name: nearer is better
 NAMES = {
     "hm": "Harmonic mean of base and novel accuracy (%)",
     "all": "Accuracy, all classes (%)",
@@ -80,8 +82,17 @@ class Drawing:
         metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
         file = io.BytesIO()
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
-            self.figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+            self.figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         return file.getvalue()
+
+    def pixels(self) -> Any:
+        """What `image` shows, as a buffer [height, width, 4] of bytes (RGBA); drawn once, while savefig draws
+        twice where there is a layout to be found."""
+        with matplotlib.rc_context(STYLE):
+            self.figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(self.figure)
+            canvas.draw()
+        return canvas.buffer_rgba()
 
     def save(self, folder: Path) -> list[Path]:
         """Write PNG, PDF and the CSV of what is shown. Raises UserError if the folder cannot be written."""
@@ -132,27 +143,27 @@ def label_points(
         boxes.append(np.array(text.get_window_extent().extents))
         weights.append(20.0)
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ways = np.column_stack([np.cos(turns), np.sin(turns)])
+    ways = np.tile(np.column_stack([np.cos(turns), np.sin(turns)]), (len(REACHES), 1))
+    reaches = np.repeat(REACHES, len(turns))[:, None]
     for i, (a, b, name) in enumerate(zip(x, y, texts, strict=True)):
         given: Any = {"fontsize": 7, "ha": "center", "va": "center", "path_effects": HALO}
         label = axes.annotate(name, (a, b), (0, 0), textcoords="offset points", **given)
         extent = label.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + unit
-        best, place, doubtful = np.inf, np.zeros(2), False
-        for reach in (5, 9, 14, 20, 28, 38, 50, 64):
-            for way in ways:
-                # the nearest point of the box is about ``reach`` points away
-                offset = way * reach * unit + half * np.clip(1.5 * way, -1, 1)
-                centre = points[i] + offset
-                box = np.hstack([centre - half, centre + half])
-                cost = 0.02 * reach + 50 * bool((box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any())
-                cost += np.dot(_overlaps(box, np.array(boxes)), weights)
-                apart = np.maximum(_distances(box, points), np.linalg.norm(points - centre, axis=1) / 2)
-                other = (np.delete(apart, i) < apart[i]).any()  # whose name is it?
-                if cost + other < best:
-                    best, place, chosen, doubtful = cost + other, offset, box, other
+        # the nearest point of the box is about ``reach`` points away
+        offsets = reaches * ways * unit + half * np.clip(1.5 * ways, -1, 1)
+        centres = points[i] + offsets
+        places = np.hstack([centres - half, centres + half])
+        outside = (places[:, :2] < frame[:2]).any(axis=1) | (places[:, 2:] > frame[2:]).any(axis=1)
+        costs = 0.02 * reaches[:, 0] + 50 * outside + _overlaps(places, np.array(boxes)) @ np.array(weights)
+        middle = np.linalg.norm(points - centres[:, None], axis=2) / 2
+        apart = np.maximum(_distances(places, points), middle)
+        # whose name is it?
+        others = (np.delete(apart, i, axis=1) < apart[:, [i]]).any(axis=1)
+        best = int(np.argmin(costs + others))
+        place, doubtful = offsets[best], others[best]
         label.set_position(tuple(place / unit))
-        boxes.append(chosen)
+        boxes.append(places[best])
         weights.append(20.0)
         if doubtful or np.abs(place - half * np.sign(place)).max() > 10 * unit:
             label.remove()
@@ -161,14 +172,15 @@ def label_points(
             axes.annotate(name, (a, b), at, textcoords="offset points", arrowprops=line, **given)
 
 
-def _distances(box: Any, points: Any) -> Any:
-    """How far each of ``points`` [N, 2] lies outside a box."""
-    return np.linalg.norm(np.maximum(0, np.maximum(box[:2] - points, points - box[2:])), axis=1)
+def _distances(boxes: Any, points: Any) -> Any:
+    """How far each of ``points`` [N, 2] lies outside each of ``boxes`` [M, 4], as [M, N]."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    return np.linalg.norm(np.maximum(0, np.maximum(low - points, points - high)), axis=2)
 
 
-def _overlaps(box: Any, others: Any) -> Any:
-    """Which of ``others`` [N, 4] a box overlaps, as 0 and 1."""
-    return ((others[:, :2] < box[2:]) & (others[:, 2:] > box[:2])).all(axis=1)
+def _overlaps(boxes: Any, others: Any) -> Any:
+    """Which of ``others`` [N, 4] each of ``boxes`` [M, 4] overlaps, as [M, N]."""
+    return ((others[:, :2] < boxes[:, None, 2:]) & (others[:, 2:] > boxes[:, None, :2])).all(axis=2)
 
 
 def bottom(axes: Sequence[Any], label: str) -> None:
