@@ -161,10 +161,13 @@ class FrozenCLIP:
             self._known = self.model.token_embedding.weight.ne(0).any(dim=1).cpu()
         return tuple(token for token in tokens if self._known[token])
 
-    def text_features(self, layout: TextLayout, prompts: Prompts | None = None) -> Tensor:
+    def text_features(
+        self, layout: TextLayout, prompts: Prompts | None = None, reference: bool | None = None
+    ) -> Tensor:
         """Text features of every class before normalisation: [C, e].
 
-        ``prompts.text[0]`` is required if the layout has learnable tokens.
+        ``prompts.text[0]`` is required if the layout has learnable tokens. ``reference`` says which path,
+        for this call only.
         """
         prompts = prompts or Prompts()
         first = prompts.text[0] if prompts.text else None
@@ -172,7 +175,8 @@ class FrozenCLIP:
             raise ValueError(f"the layout holds {layout.n_ctx} context tokens, the prompts do not")
         if layout.n_ctx and any(p is not None for p in prompts.text[1:]) and not layout.deep:
             raise ValueError("deep text prompts need their context tokens right after the start token")
-        x = self._text_reference(layout, prompts) if self.reference else self._text_packed(layout, prompts)
+        padded = self.reference if reference is None else reference
+        x = self._text_reference(layout, prompts) if padded else self._text_packed(layout, prompts)
         return _project(self.model.ln_final(x), self.model.text_projection)
 
     def _text_packed(self, layout: TextLayout, prompts: Prompts) -> Tensor:
@@ -248,17 +252,14 @@ class FrozenCLIP:
         """
         parts: dict[str, Any] = {"classes": classes.names, "templates": tuple(templates)}
         parts |= {"normalise_each": normalise_each, "normalise_mean": normalise_mean}
-        reference, self.reference = self.reference, False  # official code computes them once, too
-        try:
-            key = {"what": "text", **self.identity(), **parts}
-            memo = tuple(key.values())
-            if memo not in self._frozen:
-                features = self.cache.get(
-                    key, lambda: self._ensemble(classes, templates, normalise_each, normalise_mean)
-                )
-                self._frozen[memo] = features.to(self.device)
-        finally:
-            self.reference = reference
+        # on the fast path whatever the training step takes: official code, too, computes them once
+        key = {"what": "text", **self.identity(), "reference": False, **parts}
+        memo = tuple(key.values())
+        if memo not in self._frozen:
+            features = self.cache.get(
+                key, lambda: self._ensemble(classes, templates, normalise_each, normalise_mean)
+            )
+            self._frozen[memo] = features.to(self.device)
         return self._frozen[memo]
 
     @torch.no_grad()
@@ -273,7 +274,7 @@ class FrozenCLIP:
             chunks = [rows[i : i + step] for i in range(0, len(rows), step)]
             length = self.shape.context_length
             layouts = [TextLayout(chunk, length, device=self.device) for chunk in chunks]
-            features = torch.cat([self.text_features(layout) for layout in layouts]).float()
+            features = torch.cat([self.text_features(layout, reference=False) for layout in layouts]).float()
             total += F.normalize(features, dim=-1) if normalise_each else features
         mean = total / len(templates)
         return F.normalize(mean, dim=-1) if normalise_mean else mean
