@@ -718,8 +718,8 @@ def main() -> None:
     train(Run(folder, arguments.seed, arguments.scale), recipe, arguments.build)
     if arguments.install:
         for name in ("pocket.safetensors", "pocket.json"):
-            shutil.copy(folder / name, HERE.parents[1] / "datasets" / "pocket" / "backbone" / name)
-        shutil.copy(folder / "curve.csv", HERE / "curve.csv")
+            shutil.copyfile(folder / name, HERE.parents[1] / "datasets" / "pocket" / "backbone" / name)
+        shutil.copyfile(folder / "curve.csv", HERE / "curve.csv")
 
 
 if __name__ == "__main__":
