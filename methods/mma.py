@@ -27,15 +27,17 @@ class MMASettings(Settings):
     scale: float = Field(0.001, gt=0, description="s: the adapter's share")
 
 
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
+class _Scale(torch.autograd.Function):
+    """Forward and backward each by a factor of its own; no detour over 1 / s, which fp16 could not hold."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None
+    def forward(ctx: Any, x: Tensor, forth: float, back: float) -> Tensor:
+        ctx.back = back
+        return forth * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        return gradients[0] * ctx.back, None, None
 
 
 class MMA(Method):
@@ -103,9 +105,9 @@ class MMA(Method):
         if layer not in self.layers:
             return None, None
         i, scale = layer - self.layers[0], self.settings.scale
-        x = _ScaleGradient.apply(h, scale)
+        x = _Scale.apply(h, 1.0, scale)
         x = F.relu(self.shared[i](F.relu(self.down[tower][i](x))))  # type: ignore[index]
-        return None, _ScaleGradient.apply(scale * self.up[tower][i](x), 1 / scale)  # type: ignore[index]
+        return None, _Scale.apply(self.up[tower][i](x), scale, 1.0)  # type: ignore[index]
 
     def prompts(self) -> Prompts:
         hooks = {f"{tower}_hook": partial(self.beside, tower) for tower in ("text", "vision")}

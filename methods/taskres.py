@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP
-from promptbench.method import Count, Method, Positive, Rate, Settings, trained_rows
+from promptbench.method import Count, Method, Positive, Rate, Settings, trained_index
 from promptbench.names import Classes
 from promptbench.templates import IMAGENET, PLAIN, SELECT_7
 from promptbench.weights import Shape
@@ -66,5 +66,5 @@ class TaskRes(Method):
         templates = (*SELECT_7, PLAIN) if classes.dataset in IMAGENET else (classes.template,)
         text = self.clip.frozen_text(classes, templates, normalise_each=False, normalise_mean=False)
         padded = torch.cat([self.residual, torch.zeros_like(self.residual[:1])])
-        rows = trained_rows(self.classes, classes)  # -1 is the row of zeros
+        rows = trained_index(self.classes, classes, padded.device)  # -1 is the row of zeros
         return F.normalize(text + self.settings.scale * padded[rows], dim=-1)

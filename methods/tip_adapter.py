@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.method import Batch, Method, Positive, Settings, Shots, trained_rows
+from promptbench.method import Batch, Method, Positive, Settings, Shots, trained_index
 from promptbench.names import Classes
 from promptbench.templates import IMAGENET, SELECT_7
 
@@ -100,7 +100,8 @@ class TipAdapter(Method):
         batch = Batch(held_out[1], frozen=held_out[0])
         text, values = self.classifier(shots.classes)
         image = self.image_features(batch)
-        plain, affinity = self.clip.logits(image, text), image @ self.keys.T
+        with torch.autocast(image.device.type, enabled=False):
+            plain, affinity = self.clip.logits(image, text), image @ self.keys.T
         best = -1.0
         for i in range(200):
             beta = 0.1 + i * (s.beta_max - 0.1) / 200
@@ -118,11 +119,7 @@ class TipAdapter(Method):
 
     def classifier(self, classes: Classes) -> tuple[Tensor, Tensor]:
         """Text features [C, e] and which class every cache entry votes for, one-hot [N, C]."""
-        columns = torch.full((len(self.classes),), len(classes), device=self.labels.device)
-        for column, label in enumerate(trained_rows(self.classes, classes)):
-            if label >= 0:
-                columns[label] = column
-        votes = F.one_hot(columns[self.labels], len(classes) + 1)[:, : len(classes)]
+        votes = self.labels[:, None] == trained_index(self.classes, classes, self.labels.device)
         return self.text_features(classes), votes.to(self.keys.dtype)
 
     def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:

@@ -120,11 +120,14 @@ class FrozenCLIP:
         model, config = weights.untrained_model(name)
         return cls(model, weights.shape_of(config), device=device)
 
-    def compile(self, backend: str = "inductor") -> "FrozenCLIP":
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> "FrozenCLIP":
         """Run the blocks through torch.compile from now on: the same features and gradients, up to rounding.
 
         The first step of every shape takes up to minutes; see docs/speed.md for when that pays.
         """
+        # A block of its own for each layer with a hook: beyond its limit torch goes on uncompiled.
+        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.accumulated_recompile_limit = 4096
         self.compiled, self._block = True, torch.compile(_block, backend=backend)
         return self
 
@@ -205,16 +208,13 @@ class FrozenCLIP:
             return True
         if self.activation_bytes is None:
             self.activation_bytes = free_memory(self.device) // 2
-        return (
-            kept_bytes(len(x), x.shape[1], self.shape.text_layers, x.element_size()) <= self.activation_bytes
-        )
+        size = self.precision.itemsize
+        return kept_bytes(len(x), x.shape[1], self.shape.text_layers, size) <= self.activation_bytes
 
     def _text_reference(self, layout: TextLayout, prompts: Prompts) -> Tensor:
         """The same hidden states from open_clip's own blocks over the whole padded context."""
         model, length, n = self.model, self.shape.context_length, layout.n_ctx
-        padded = torch.zeros(len(layout.rows), length, dtype=torch.long, device=self.device)
-        for c, row in enumerate(layout.rows):
-            padded[c, : len(row)] = torch.tensor(row)
+        padded, ends = layout.padded(length)
         x, mask = model.token_embedding(padded.clamp(min=0)), model.attn_mask
         if n:
             context = _given(prompts.text, 0).expand(len(x), n, -1)
@@ -222,7 +222,6 @@ class FrozenCLIP:
             slot = (-1 - padded).clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
             x = torch.where(at[..., None], context.gather(1, slot), x)
         x = x + model.positional_embedding
-        ends = torch.tensor([len(row) - 1 for row in layout.rows], device=self.device)
         for i, block in enumerate(model.transformer.resblocks):
             if i and (new := _given(prompts.text, i)) is not None:
                 new = new.expand(len(x), new.shape[-2], -1)
@@ -281,16 +280,20 @@ class FrozenCLIP:
 
     def identity(self) -> dict[str, Any]:
         """What frozen features depend on besides their input: the key of every cache."""
-        kind = self.device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         return {
             "weights": self.fingerprint,
             "architecture": self.architecture,
-            "device": kind,
-            "precision": str(precision),
+            "device": self.device.type,
+            "precision": str(self.precision),
             "reference": self.reference,
             "compiled": self.compiled,
         }
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the towers' matrix products are in: autocast's type, or fp32. Residual streams are fp32."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
     # ------------------------------------------------------------------ vision
 
@@ -308,9 +311,9 @@ class FrozenCLIP:
     def image_states(self, images: Tensor, prompts: Prompts | None = None, n_read: int = 0) -> Tensor:
         """The class token and the last ``n_read`` prompt tokens after ``ln_post``: [B, 1 + n_read, d_v]."""
         prompts, visual = prompts or Prompts(), self.model.visual
-        x = visual.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = visual.ln_pre(x + visual.positional_embedding.to(x.dtype))
+        x = visual.conv1(images).float().flatten(2).transpose(1, 2)  # the stream is fp32 under autocast, too
+        x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = visual.ln_pre(x + visual.positional_embedding)
         n, blocks = 0, visual.transformer.resblocks
 
         def pick(t: Tensor) -> Tensor:

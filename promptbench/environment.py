@@ -95,7 +95,13 @@ def default_device(asked: str | None = None) -> torch.device:
     what = f"--device {asked}" if asked else f"PROMPTBENCH_DEVICE={name}"
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.device(name)
+        if device.type != "cuda":
+            return torch.zeros(1, device=device).device
+        # Asked, not tried: a tensor would take some hundred MB of a GPU that workers are to use.
+        if (index := device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError("no such GPU")
+        return torch.device("cuda", index)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"{what} names no device of this machine; use cpu, cuda or cuda:N.") from None
 

@@ -78,6 +78,7 @@ class Worker:
     def __init__(self, job: Job, reporter: Reporter) -> None:
         self.job, self.reporter = job, reporter
         self.clips: dict[Any, FrozenCLIP] = {}
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in the patch embedding, too
 
     def attempt(self, trial: Trial, number: int, total: int, block: bool) -> Record | UserError | None:
         """The record of a trial: of an earlier run, or of this one. The error if it fails by the user's
@@ -106,6 +107,7 @@ class Worker:
         mistake."""
         job, key = self.job, (trial.backbone, trial.pretrained)
         self.reporter.start(trial, number, total)
+        failed: UserError | None = None
         try:
             if key not in self.clips:
                 loaded = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
@@ -123,8 +125,17 @@ class Worker:
                     job.validate,
                 )
         except UserError as error:
-            self.reporter.fail(trial, error)
-            return error
+            failed = error
+        except torch.OutOfMemoryError:
+            failed = UserError(
+                "it ran out of the GPU's memory; run fewer at once (--per-gpu 1) or use a smaller batch "
+                "(--set batch_size=...)."
+            )
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()  # what this trial needed may be missing to another process
+        if failed is not None:
+            self.reporter.fail(trial, failed)
+            return failed
         self.reporter.finish(trial, record, skipped=False)
         return record
 

@@ -11,15 +11,17 @@ import torch
 from promptbench.weights import Shape
 
 # Numbers of the tower's width that a transformer block keeps per token for its backward pass where the
-# weights are frozen: two norm inputs, q, k, v, what attention gives, and the MLP before and after its GELU.
-_KEPT = 2 + 3 + 1 + 2 * 4
+# weights are frozen: two norm inputs of the fp32 stream; q, k, v, what attention gives, and the MLP before
+# and after its GELU.
+_STREAM, _INSIDE = 2, 3 + 1 + 2 * 4
 _RUNTIME = 400 * 2**20  # torch itself and its libraries
 _EVALUATED = 256  # pictures per batch without gradient, see frozen.BATCH
 
 
 def kept_bytes(tokens: int, width: int, layers: int, size: int = 4) -> int:
-    """Bytes a tower keeps for its backward pass: ``tokens`` of ``width`` through ``layers``."""
-    return tokens * width * layers * _KEPT * size
+    """Bytes a tower keeps for its backward pass: ``tokens`` of ``width`` through ``layers``, matrix products
+    in numbers of ``size`` bytes."""
+    return tokens * width * layers * (4 * _STREAM + size * _INSIDE)
 
 
 def free_memory(device: torch.device) -> int:

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -240,6 +240,12 @@ def trained_rows(trained: Classes, classes: Classes) -> list[int]:
         return list(range(len(classes)))
     index = {name: label for label, name in reversed(list(enumerate(trained.names)))}
     return [index.get(name, -1) for name in classes.names]
+
+
+@lru_cache(maxsize=64)
+def trained_index(trained: Classes, classes: Classes, device: torch.device) -> Tensor:
+    """`trained_rows` as an index tensor, made once: [C]."""
+    return torch.tensor(trained_rows(trained, classes), device=device)
 
 
 def deep_prompts(depth: int, n_ctx: int, width: int) -> nn.ParameterList:

@@ -27,7 +27,7 @@ from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
 from promptbench.names import Classes
-from promptbench.train import autocast, create, make_optimizer
+from promptbench.train import DTYPES, autocast, create, make_optimizer
 from promptbench.trial import Precision
 from promptbench.views import Views
 
@@ -76,15 +76,15 @@ def profile(
 
     Raises UserError for a method that takes no training steps.
     """
-    rate, decoding = gemm_rate(clip.device), _data_seconds(clip, batch)
+    rate, decoding = gemm_rate(clip.device, precision), _data_seconds(clip, batch)
     for classes in map(natural_names, n_classes):
         for recipe in recipes:
             yield Step(recipe, clip, classes, batch, precision).cost(rate, decoding, reference, repeats)
 
 
-def gemm_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating point operations per second of a large fp32 matrix product, the best of five."""
-    a = torch.randn(size, size, device=device)
+def gemm_rate(device: torch.device, precision: Precision = "fp32", size: int = 2048) -> float:
+    """Floating point operations per second of a large matrix product in this precision, the best of five."""
+    a = torch.randn(size, size, device=device, dtype=DTYPES[precision])
     return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(5))
 
 
@@ -300,6 +300,6 @@ def _data_seconds(clip: FrozenCLIP, batch: int) -> float:
     started = time.perf_counter()
     for number in range(batch):
         image = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
-        views.train(image, 1, 0, str(number)).to(clip.device)
+        views.normalise(views.train(image, 1, 0, str(number)).to(clip.device))
     _wait(clip.device)
     return time.perf_counter() - started

@@ -168,6 +168,7 @@ class TextLayout:
         )
         self._owners = [c for c, _, _ in packed]
         self._variants: dict[Any, Any] = {}
+        self._padded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _make_masks(self) -> None:
         sizes = [(length, self.n_prefix + length) for _, _, length in self.groups]
@@ -185,6 +186,18 @@ class TextLayout:
         self.dense = torch.block_diag(first, *suffixes).bool()
         self.dense[self.n_prefix :, : self.n_prefix] = True
         self.dense_ends = self.dense[self.ends]
+
+    def padded(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows as official code has them, [C, length] with zeros behind the end token, and where that
+        is, [C]. Made once."""
+        if length not in self._padded:
+            rows = [[*row, *[0] * (length - len(row))] for row in self.rows]
+            ends = [len(row) - 1 for row in self.rows]
+            self._padded[length] = (
+                torch.tensor(rows, device=self.device),
+                torch.tensor(ends, device=self.device),
+            )
+        return self._padded[length]
 
     def put(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """``x`` [n_tokens, d] with learnable ``tokens`` [n_ctx, d] (or [C, n_ctx, d]) in their places."""

@@ -2,7 +2,7 @@
 
 A trial is a pure function of its configuration: initial values come from the seed, batches and views
 from (seed, epoch), and each epoch reseeds whatever else a method may draw. A checkpoint after every
-epoch therefore makes a killed run continue bit for bit.
+epoch therefore makes a killed run continue bit for bit (on a GPU up to the order in which its kernels add).
 """
 
 import math
@@ -29,6 +29,11 @@ from promptbench.views import Views, epoch_order, load_batches
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass
@@ -96,13 +101,15 @@ def resolve_precision(device: torch.device, precision: str) -> Precision:
         return precision  # type: ignore[return-value]
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    native = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if native else "fp16"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The autocast context of a precision."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    if precision == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
@@ -149,12 +156,17 @@ def fit(
         return (features(None, validation), known) if validation else None
 
     shots = Shots(labels, classes, features, held_out)
+
+    def choose() -> None:
+        with autocast(clip.device, precision):
+            method.after_training(shots)
+
     started = time.perf_counter()
     method.before_training(shots)
     fitted = time.perf_counter() - started
     parameters = [p for p in method.parameters() if p.requires_grad]
     if not parameters or not (settings.epochs or settings.steps):
-        method.after_training(shots)
+        choose()
         return Progress(train_seconds=fitted)
     optimizer = make_optimizer(settings, parameters)
     scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
@@ -188,10 +200,9 @@ def fit(
         losses = []
         with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
-            for step, batch_indices in enumerate(batches):
+            for step, index in enumerate(torch.tensor(batches, device=clip.device)):
                 if settings.schedule == "step":
                     lr = set_rate(epoch + step / per_epoch)
-                index = torch.tensor(batch_indices, device=clip.device)
                 waiting = time.perf_counter()
                 pictures = next(images, None)
                 progress.wait_seconds += time.perf_counter() - waiting
@@ -218,7 +229,7 @@ def fit(
         with torch.no_grad():
             for parameter, sum_ in zip(parameters, progress.aggregate, strict=True):
                 parameter.copy_(sum_)
-    method.after_training(shots)
+    choose()
     return progress
 
 
@@ -257,12 +268,17 @@ def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimize
     if folder is None or not (folder / CHECKPOINT).exists():
         return Progress()
     try:
-        state = torch.load(folder / CHECKPOINT, map_location=method.clip.device, weights_only=True)
+        # On the CPU: what belongs on the device is copied there, and Adam's count of steps does not.
+        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        progress.aggregate = [one.to(method.clip.device) for one in progress.aggregate]
+        return progress
+    except torch.OutOfMemoryError:  # no fault of the file's
+        raise
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         (folder / CHECKPOINT).unlink(missing_ok=True)
         raise UserError(

@@ -39,25 +39,31 @@ class Views:
         return keys if training else {key: keys[key] for key in ("size", "mean", "std")}
 
     def train(self, image: Image.Image, seed: int, epoch: int, path: str) -> Tensor:
-        """The training view of a picture: [3, size, size]."""
+        """The training view of a picture: bytes [3, size, size], to be normalised."""
         stream = random.Random(f"view {seed} {epoch} {path}")
         view = image.crop(_crop(image.size, self.crop_min, stream))
         view = view.resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and stream.random() < 0.5:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self._tensor(view)
+        return _bytes(view)
 
     def test(self, image: Image.Image) -> Tensor:
-        """The test view of a picture: [3, size, size]."""
+        """The test view of a picture: bytes [3, size, size], to be normalised."""
         short = min(image.size)
         width, height = (max(self.size, int(self.size * side / short)) for side in image.size)
         view = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return self._tensor(view.crop((left, top, left + self.size, top + self.size)))
+        return _bytes(view.crop((left, top, left + self.size, top + self.size)))
 
-    def _tensor(self, view: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(view, dtype=np.uint8)).permute(2, 0, 1).float().div_(255)
-        return pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the backbone takes, of bytes [B, 3, size, size] on its device: so a quarter travels there."""
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        mean, std = (each.to(pixels.device, non_blocking=True) for each in (mean, std))
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def _bytes(view: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(view, dtype=np.uint8)).permute(2, 0, 1)
 
 
 def _crop(size: tuple[int, int], smallest: float, stream: random.Random) -> tuple[int, int, int, int]:
@@ -139,4 +145,4 @@ def load_batches(
     for images in loader:
         if isinstance(images, UserError):
             raise images
-        yield images.to(device, non_blocking=True)
+        yield views.normalise(images.to(device, non_blocking=True))

@@ -303,3 +303,45 @@ def test_compiled_towers_give_the_same(clip: FrozenCLIP) -> None:
         results.append((text, image, *torch.autograd.grad(total, learned)))
     for eager, compiled in zip(*results, strict=True):
         assert close(compiled, eager)
+
+
+def test_every_hooked_block_is_compiled(clip: FrozenCLIP) -> None:
+    """Each layer's hook makes a variant of the block; torch's usual limit leaves the ninth uncompiled."""
+    torch.compiler.reset()
+    runs = 0
+
+    def counted(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            return graph.forward(*arguments)
+
+        return run
+
+    compiled = FrozenCLIP(clip.model, clip.shape).compile(counted)
+    layers = clip.shape.text_layers
+    factors = [torch.full((), 0.1 * layer) for layer in range(layers)]
+
+    def hook(layer: int, h: Tensor) -> tuple[None, Tensor]:
+        return None, factors[layer] * h
+
+    for n in (2, 3, 4, 5):  # class sets, each with a mask of its own
+        names = Classes(NAMES.names[:n])
+        layout = compiled.layout(template_rows(names.names, "a photo of a {}."))
+        before = runs
+        compiled.text_features(layout, Prompts(text_hook=hook))
+        assert runs - before >= layers
+
+
+def test_residual_streams_are_fp32_under_autocast(clip: FrozenCLIP) -> None:
+    images = torch.randn(2, 3, clip.shape.image_size, clip.shape.image_size)
+    seen = []
+
+    def look(layer: int, h: Tensor) -> tuple[None, None]:
+        seen.append(h.dtype)  # the norm keeps its input's type
+        return None, None
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        clip.image_features(images, Prompts(vision_hook=look))
+        clip.text_features(clip.layout(template_rows(NAMES.names, "a {}.")), Prompts(text_hook=look))
+    assert seen == [torch.float32] * (clip.shape.vision_layers + clip.shape.text_layers)

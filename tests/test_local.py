@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from promptbench import data
+from promptbench import execute as execute_module
 from promptbench.errors import UserError
 from promptbench.execute import claim, execute
 from promptbench.local import Local, default_jobs
@@ -89,6 +90,24 @@ def test_a_failing_trial_leaves_the_others(
     ((trial, error),) = outcome.failures
     assert trial == bad
     assert isinstance(error, UserError)
+
+
+def test_a_trial_too_large_for_the_gpu_leaves_the_others(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_trial = execute_module.run_trial
+
+    def short(trial: Trial, *rest: Any) -> Record:
+        if trial == trials[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run_trial(trial, *rest)
+
+    monkeypatch.setattr(execute_module, "run_trial", short)
+    outcome = execute(trials[:2], {colours.name: colours}, tmp_path, PlainReporter())
+    assert [r.hash for r in outcome.records] == [trials[1].hash]
+    ((trial, error),) = outcome.failures
+    assert trial == trials[0]
+    assert "ran out of the GPU's memory; run fewer at once (--per-gpu 1)" in str(error)
 
 
 def test_a_claimed_trial_is_left_to_its_owner(

@@ -136,7 +136,8 @@ def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str
     for epoch, lr in enumerate((1e-5, 0.03)):
         for batch in epoch_order(len(items), 4, 7, epoch):
             chosen = [items[i] for i in batch]
-            images = torch.stack([views.train(dataset.picture(c.path), 7, epoch, c.path) for c in chosen])
+            pictures = [views.train(dataset.picture(c.path), 7, epoch, c.path) for c in chosen]
+            images = views.normalise(torch.stack(pictures))
             labels = torch.tensor([c.label for c in chosen])
             with torch.no_grad():
                 frozen = clip.image_features(images)
@@ -218,7 +219,7 @@ def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) ->
     features = frozen_features(clip, colours, items, views, (1, 2))
     for i in (0, 5, 11):
         view = views.train(colours.picture(items[i].path), 1, 2, items[i].path)
-        assert torch.allclose(features[i], clip.image_features(view[None])[0], atol=1e-5)
+        assert torch.allclose(features[i], clip.image_features(views.normalise(view[None]))[0], atol=1e-5)
 
 
 def test_cached_features_give_the_same_training(
@@ -268,9 +269,9 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert resolve_precision(cpu, "auto") == "fp32"
     assert resolve_precision(cuda, "fp32") == "fp32"
-    for native, expected in ((True, "bf16"), (False, "fp16")):
+    for capability, expected in (((8, 0), "bf16"), ((7, 5), "fp16")):
         # Emulated bf16 does not count: it is slower than fp32.
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)  # noqa: B023
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)  # noqa: B023
         assert resolve_precision(cuda, "auto") == expected
     x = torch.ones(4, 4)
     expected_dtypes: dict[Precision, torch.dtype] = {
@@ -293,7 +294,7 @@ def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
         counts = evaluate(method, colours, evaluation)
         items = colours.items("test", half)
         views = Views(**clip.preprocess)
-        images = torch.stack([views.test(colours.picture(item.path)) for item in items])
+        images = views.normalise(torch.stack([views.test(colours.picture(item.path)) for item in items]))
         tokens = plain.tokenize([f"a photo of a {n.replace('_', ' ')}." for n in colours.classes(half).names])
         text = clip.model.encode_text(tokens, normalize=True)
         guess = (clip.model.encode_image(images) @ text.T).argmax(dim=-1)
@@ -312,6 +313,28 @@ def test_damaged_checkpoint(clip: FrozenCLIP, colours: data.Dataset, tmp_path: P
     with pytest.raises(UserError, match="damaged and has been removed; run the same command again"):
         fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
     assert fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path).epoch == 1
+
+
+def test_want_of_memory_does_not_cost_the_checkpoint(
+    clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes, kind = colours.classes("base"), get_method("coop")
+
+    def train(epochs: int) -> Progress:
+        method = create(kind, clip, kind.Settings(epochs=epochs), classes, seed=1)
+        return fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
+
+    train(1)
+    with monkeypatch.context() as short:
+
+        def load_state_dict(self: Any, state: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        short.setattr(torch.optim.SGD, "load_state_dict", load_state_dict)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(2)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert len(train(2).history) == 2
 
 
 # ---------------------------------------------------------------------- killed and resumed
