@@ -86,8 +86,10 @@ class FrozenCLIP:
         self.reference = False
         self.compiled = False
         self._block: Callable[..., Tensor] = _block
-        #: What the text tower may keep for its backward pass; None: half of what is free at first use.
+        #: What the text tower may keep for its backward pass; None: half of what is free at first use,
+        #: divided among ``share`` processes.
         self.activation_bytes: int | None = None
+        self.share = 1
         # Without a fingerprint of the weights nothing may outlive this object.
         self.cache = cache if cache and fingerprint else FeatureCache(None)
         self._layouts: dict[Any, TextLayout] = {}
@@ -207,7 +209,7 @@ class FrozenCLIP:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return True
         if self.activation_bytes is None:
-            self.activation_bytes = free_memory(self.device) // 2
+            self.activation_bytes = free_memory(self.device) // (2 * self.share)
         size = self.precision.itemsize
         return kept_bytes(len(x), x.shape[1], self.shape.text_layers, size) <= self.activation_bytes
 

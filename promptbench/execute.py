@@ -60,7 +60,8 @@ class Outcome:
 class Job:
     """What all trials of a command share. ``replace``: identities (see `identity`) of the records that are
     to be made anew, by hash of the trial. ``validate``: write the accuracy on the few-shot validation
-    pictures into the metrics of every epoch. ``compiled``: towers through torch.compile."""
+    pictures into the metrics of every epoch. ``compiled``: towers through torch.compile. ``share``: so many
+    trials have the device's memory between them."""
 
     datasets: Mapping[str, Dataset]
     out: Path
@@ -70,6 +71,7 @@ class Job:
     validate: bool = False
     compiled: bool = False
     replace: Mapping[str, Identity] = field(default_factory=dict)
+    share: int = 1
 
 
 class Worker:
@@ -111,6 +113,7 @@ class Worker:
         try:
             if key not in self.clips:
                 loaded = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
+                loaded.share = job.share
                 self.clips[key] = loaded.compile() if job.compiled else loaded
             clip, fresh = self.clips[key], trial.hash in job.replace
             with environment.suitable_threads(job.device, clip.shape):

@@ -126,6 +126,7 @@ def _run_pool(
     jobs, found = min(jobs, len(left)), _devices(job.device)
     for i in range(jobs):
         devices.put(str(found[i % len(found)]))
+    job = replace(job, share=-(-jobs // len(found)))
 
     def tell() -> None:
         """Pass on what the workers said."""

@@ -107,7 +107,7 @@ class RayCluster:
         """Raises UserError if no node can do the work, or naming the first one that has other code, data or
         weights than this command; what was finished by then is written."""
         connect(self.address)
-        job = replace(job, workers=self.workers)
+        job = replace(job, workers=self.workers, share=self.per_gpu)
         return _Driver(trials, left, job, reporter, self.per_gpu).run(self.jobs)
 
 

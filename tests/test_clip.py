@@ -251,6 +251,13 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
         assert torch.equal(kept, recomputed)
 
 
+def test_processes_on_one_device_share_its_memory(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptbench.clip.free_memory", lambda device: 1000)
+    clip.share = 4
+    clip.text_features(clip.prompt_layout(NAMES, "a photo of a", 4), random_prompts(clip, 4, 0, 1, 0))
+    assert clip.activation_bytes == 125
+
+
 def held_for_backward(run: Any) -> int:
     """Numbers that autograd keeps during ``run``."""
     sizes: dict[int, int] = {}
