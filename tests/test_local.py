@@ -49,6 +49,18 @@ class Killer(PlainReporter):
                 os.kill(process.pid or 0, signal.SIGKILL)
 
 
+class Waiting(PlainReporter):
+    """``told`` is set when a trial is left to another command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+
+    def wait(self, trial: Trial) -> None:
+        super().wait(trial)
+        self.told.set()
+
+
 def test_two_workers_make_the_same_records(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,15 +130,16 @@ def test_a_claimed_trial_is_left_to_its_owner(
     with claim(tmp_path, mine) as granted, claim(tmp_path, mine) as twice:
         assert granted
         assert not twice
-        waiting = threading.Thread(target=execute, args=([mine, other], known, tmp_path, PlainReporter()))
+        reporter = Waiting()
+        waiting = threading.Thread(target=execute, args=([mine, other], known, tmp_path, reporter))
         waiting.start()
-        while "another command is at" not in capsys.readouterr().err:
-            assert waiting.is_alive()
+        assert reporter.told.wait(timeout=60)
         assert other.folder(tmp_path).joinpath("record.json").exists()
         done = execute([mine], known, tmp_path / "elsewhere", PlainReporter()).records[0]
         done.write(mine.folder(tmp_path))
     waiting.join()
     told = capsys.readouterr().err
+    assert "another command is at" in told
     assert "already done: coop" in told
     assert not (mine.folder(tmp_path) / "prompts.safetensors").exists()  # it was not trained here
 

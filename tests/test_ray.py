@@ -23,7 +23,7 @@ from promptbench.records import read_records
 from promptbench.train import Progress
 from promptbench.trial import BENCHMARKS, Trial
 from promptbench.trials import plan
-from tests.test_local import same
+from tests.test_local import Waiting, same
 
 MEMORY = 4 << 30  # of each node
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
@@ -206,18 +206,17 @@ def test_force_a_failing_trial_and_one_claimed_by_another_command(
     capsys.readouterr()
     with claim(tmp_path, other) as granted:
         assert granted
-        waiting = threading.Thread(
-            target=machines.execute, args=([other, done], known, tmp_path, PlainReporter())
-        )
+        reporter = Waiting()
+        waiting = threading.Thread(target=machines.execute, args=([other, done], known, tmp_path, reporter))
         waiting.start()
-        told = ""
-        while "another command is at" not in (told := told + capsys.readouterr().err):
-            assert waiting.is_alive()
+        assert reporter.told.wait(timeout=60)
         execute([other], known, tmp_path / "elsewhere", PlainReporter()).records[0].write(
             other.folder(tmp_path)
         )
     waiting.join()
-    assert "already done: coop" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "another command is at" in told
+    assert "already done: coop" in told
     assert not (other.folder(tmp_path) / "prompts.safetensors").exists()  # it was not trained on a node
 
 
