@@ -33,7 +33,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: float, back: float) -> Tensor:
         ctx.back = back
-        return forth * x
+        return x.view_as(x) if forth == 1 else forth * x
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:

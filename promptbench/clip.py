@@ -76,6 +76,7 @@ class FrozenCLIP:
         device: torch.device | str = "cpu",
         cache: FeatureCache | None = None,
     ) -> None:
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in the patch embedding, too
         self.model: Any = model
         self.model.to(device).eval().requires_grad_(False)
         self.shape = shape
@@ -166,13 +167,10 @@ class FrozenCLIP:
             self._known = self.model.token_embedding.weight.ne(0).any(dim=1).cpu()
         return tuple(token for token in tokens if self._known[token])
 
-    def text_features(
-        self, layout: TextLayout, prompts: Prompts | None = None, reference: bool | None = None
-    ) -> Tensor:
+    def text_features(self, layout: TextLayout, prompts: Prompts | None = None) -> Tensor:
         """Text features of every class before normalisation: [C, e].
 
-        ``prompts.text[0]`` is required if the layout has learnable tokens. ``reference`` says which path,
-        for this call only.
+        ``prompts.text[0]`` is required if the layout has learnable tokens.
         """
         prompts = prompts or Prompts()
         first = prompts.text[0] if prompts.text else None
@@ -180,8 +178,11 @@ class FrozenCLIP:
             raise ValueError(f"the layout holds {layout.n_ctx} context tokens, the prompts do not")
         if layout.n_ctx and any(p is not None for p in prompts.text[1:]) and not layout.deep:
             raise ValueError("deep text prompts need their context tokens right after the start token")
-        padded = self.reference if reference is None else reference
-        x = self._text_reference(layout, prompts) if padded else self._text_packed(layout, prompts)
+        x = self._text_reference(layout, prompts) if self.reference else self._text_packed(layout, prompts)
+        return self._read_text(x)
+
+    def _read_text(self, x: Tensor) -> Tensor:
+        """Text features [C, e] from hidden states at the end tokens [C, d_t]."""
         return _project(self.model.ln_final(x), self.model.text_projection)
 
     def _text_packed(self, layout: TextLayout, prompts: Prompts) -> Tensor:
@@ -275,8 +276,9 @@ class FrozenCLIP:
             chunks = [rows[i : i + step] for i in range(0, len(rows), step)]
             length = self.shape.context_length
             layouts = [TextLayout(chunk, length, device=self.device) for chunk in chunks]
-            features = torch.cat([self.text_features(layout, reference=False) for layout in layouts]).float()
-            total += F.normalize(features, dim=-1) if normalise_each else features
+            features = [self._read_text(self._text_packed(layout, Prompts())) for layout in layouts]
+            each = torch.cat(features)
+            total += F.normalize(each, dim=-1) if normalise_each else each
         mean = total / len(templates)
         return F.normalize(mean, dim=-1) if normalise_mean else mean
 

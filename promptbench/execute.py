@@ -80,7 +80,6 @@ class Worker:
     def __init__(self, job: Job, reporter: Reporter) -> None:
         self.job, self.reporter = job, reporter
         self.clips: dict[Any, FrozenCLIP] = {}
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in the patch embedding, too
 
     def attempt(self, trial: Trial, number: int, total: int, block: bool) -> Record | UserError | None:
         """The record of a trial: of an earlier run, or of this one. The error if it fails by the user's

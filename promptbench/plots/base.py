@@ -86,8 +86,8 @@ class Drawing:
         return file.getvalue()
 
     def pixels(self) -> Any:
-        """What `image` shows, as a buffer [height, width, 4] of bytes (RGBA); drawn once, while savefig draws
-        twice where there is a layout to be found."""
+        """The figure as a buffer [height, width, 4] of bytes (RGBA): drawn once, while `image` draws twice to
+        find the layout, which may differ by some pixels."""
         with matplotlib.rc_context(STYLE):
             self.figure.set_dpi(DPI)
             canvas = FigureCanvasAgg(self.figure)
