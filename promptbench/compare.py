@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from promptbench.errors import UserError, unknown
-from promptbench.records import Record, read_records
+from promptbench.records import Fault, Record, read_records
 from promptbench.stats import Runs, harmonic_mean, t_half_width
 from promptbench.tables import AVERAGE, SPACES, few, notes, render
 from promptbench.trial import get_benchmark
@@ -44,11 +44,22 @@ def load_records(
     Raises UserError if there are none, if one cannot be read, or if they mix backbones.
     """
     records, broken = read_records(out, kind)
+    refuse_newer(broken)
     if broken:
         raise UserError(
-            f"{len(broken)} record(s) cannot be read, the first is {broken[0]}; delete it and run again."
+            f"{len(broken)} record(s) cannot be read, the first is {broken[0].path} ({broken[0].why}); "
+            "delete it and run again."
         )
     return comparable(records, out, benchmark, backbone)
+
+
+def refuse_newer(faults: Sequence[Fault]) -> None:
+    """Raise UserError if a newer version of the program made some of the records."""
+    if newer := [fault.path for fault in faults if fault.newer]:
+        raise UserError(
+            f"{len(newer)} record(s) were made by a newer version of promptbench, the first is {newer[0]}; "
+            "update promptbench to read them."
+        )
 
 
 def is_whole_test(record: Record) -> bool:
@@ -90,14 +101,15 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     _require_same("weights", [(r.trial.backbone, r.trial.weights, r.hash[:8]) for r in records])
     _require_same("data", [(r.trial.dataset, r.trial.data, r.hash[:8]) for r in records])
     mixed = len({r.trial.precision for r in records}) > 1
-    rows = []
+    rows, names = [], []
     for record in records:
         trial = record.trial
+        changed = " ".join(filter(None, (trial.variant, trial.precision if mixed else "")))
+        names.append(f"{trial.method} ({changed})" if changed else trial.method)
         for counts in record.evaluations:
-            changed = " ".join(filter(None, (trial.variant, trial.precision if mixed else "")))
             rows.append(
                 {
-                    "method": f"{trial.method} ({changed})" if changed else trial.method,
+                    "method": names[-1],
                     "dataset": counts.dataset,
                     "source": counts.dataset == trial.dataset and get_benchmark(trial.benchmark).transfer,
                     "classes": counts.classes,
@@ -116,16 +128,40 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     table.attrs["backbone"] = ", ".join(sorted({r.trial.backbone for r in records}))
     table.attrs["labels"] = sorted({label for record in records for label in record.labels})
     table.attrs["notes"] = sorted({note for record in records for note in record.notes})
+    table.attrs["provenance"] = _provenance(names, records)
     cell = ["method", "dataset", "classes", "shots", "seed"]
     double = table[table.duplicated(cell, keep=False)]
     if len(double):
         first = double.iloc[0]
-        hashes = ", ".join(sorted(double[(double[cell] == first[cell]).all(axis=1)]["hash"]))
+        same = double[(double[cell] == first[cell]).all(axis=1)]
+        hashes = ", ".join(sorted(same["hash"]))
+        if same["hash"].nunique() == 1:
+            raise UserError(
+                f"There are {len(same)} records of the trial {first['hash']} ({first['method']} on "
+                f"{first['dataset']}) with different results; keep one of the folders."
+            )
         raise UserError(
             f"Records {hashes} answer the same question ({first['method']} on {first['dataset']}) with "
             "different settings; delete one of the folders or keep them in apart --out folders."
         )
     return table
+
+
+def _provenance(names: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """What a reader must know about the code that made the records; ``names``: of each one's method."""
+    versions: dict[str, set[str]] = {}
+    for name, record in zip(names, records, strict=True):
+        versions.setdefault(name, set()).add(record.hashes.get("code", "")[:8])
+    lines = []
+    if mixed := {name: codes for name, codes in versions.items() if len(codes) > 1}:
+        each = "; ".join(f"{name} ({few(sorted(codes), 3)})" for name, codes in sorted(mixed.items()))
+        lines.append(f"Means over records of several versions of the code: {each}.")
+    elif len(codes := set().union(*versions.values())) > 1:
+        lines.append(f"The methods were run with {len(codes)} versions of the code.")
+    if old := sum(not record.proven for record in records):
+        which = "All" if old == len(records) else f"{old:,} of {len(records):,}"
+        lines.append(f"{which} records are of schema 1: without a digest or stored predictions as proof.")
+    return lines
 
 
 def _require_same(what: str, records: Sequence[tuple[str, str, str]]) -> None:

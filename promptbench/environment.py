@@ -32,34 +32,50 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "promptbench": promptbench.__version__,
-        "commit": _commit(),
+        **_repository(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
 
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over the package's own source files: engine, methods and loaders."""
-    parts = [resources.files(name) for name in ("promptbench", "promptbench.methods", "promptbench.datasets")]
-    files = [path for part in parts for path in sorted(Path(str(part)).glob("*.py"))]
-    return hash_value([[path.parent.name, path.name, hash_file(path)] for path in files])
+    """SHA-256 over all files of the package: engine, methods, datasets, and whatever they load."""
+    return hash_value([[name, hash_file(path)] for name, path in sorted(package_files().items())])
+
+
+def package_files() -> dict[str, Path]:
+    """The files of the package by name, without what Python and editors leave there."""
+    found = {}
+    for part in ("promptbench", "promptbench.methods", "promptbench.datasets"):
+        root = Path(str(resources.files(part)))
+        for path in root.rglob("*"):
+            inside = path.relative_to(root)
+            # In an installed package methods and datasets lie inside it, in a checkout beside it.
+            apart = part == "promptbench" and inside.parts[0] in ("methods", "datasets", "results")
+            hidden = any(one.startswith((".", "__pycache__")) for one in inside.parts)
+            if path.is_file() and not (apart or hidden or path.suffix == ".pyc"):
+                found[f"{part}/{inside.as_posix()}"] = path
+    return found
 
 
 @cache
-def _commit() -> str:
-    """The git commit of the source tree, "-dirty" if it has changes, empty outside a checkout."""
+def _repository() -> dict[str, Any]:
+    """Where the source tree is a git checkout: its commit, and whether the package differs from it
+    (``dirty``); both None elsewhere, or where git cannot tell."""
     root = Path(promptbench.__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
 
-    def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        # A checkout of another user's is only read here, which git allows where it is told to.
+        command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if not (root / ".git").exists():  # a checkout of something else that holds an installation
+            raise FileNotFoundError
         changed = git("status", "--porcelain", "--", "promptbench", "methods", "datasets")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except OSError:  # no git on this machine
-        return ""
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
 
 
 class PeakMemory:

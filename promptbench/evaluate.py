@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from promptbench.cards import Split
 from promptbench.data import Dataset, Item
+from promptbench.files import hash_value
 from promptbench.frozen import chunks, frozen_features, in_chunks
 from promptbench.method import Batch, Method
 from promptbench.names import Classes
@@ -48,6 +50,14 @@ def predict(
     return predicted
 
 
+class Answers(NamedTuple):
+    """One evaluation: its counts, and by image the class that it is of and the class it was taken for."""
+
+    counts: Counts
+    labels: list[int]
+    predicted: list[int]
+
+
 def evaluate(
     method: Method,
     dataset: Dataset,
@@ -56,10 +66,10 @@ def evaluate(
     limit: int | None = None,
     precision: Precision = "fp32",
     workers: int = 0,
-) -> Counts:
+) -> Answers:
     """Count correct answers among the classes of ``evaluation`` only (novel never competes with base).
 
-    ``limit``: at most that many pictures per class.
+    ``limit``: at most that many images per class.
     """
     classes = dataset.classes(evaluation.classes)
     items = dataset.items(split, evaluation.classes, limit)
@@ -73,7 +83,7 @@ def evaluate(
         if label != item.label:
             confused.setdefault((names[item.label], names[label]), []).append(item.path)
     most = sorted(confused.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:10]
-    return Counts(
+    counts = Counts(
         dataset=dataset.name,
         classes=evaluation.classes,
         split=split,
@@ -81,7 +91,9 @@ def evaluate(
         total=len(items),
         per_class={name: (correct[name], total[name]) for name in names},
         confused=[Confused(true=a, predicted=b, count=len(p), pictures=p[:3]) for (a, b), p in most],
+        order=hash_value([(item.path, item.label) for item in items]),
     )
+    return Answers(counts, [item.label for item in items], predicted)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -16,22 +16,30 @@ from safetensors.torch import save
 from promptbench import environment
 from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
-from promptbench.data import Dataset
+from promptbench.data import Dataset, Item
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate, predict
-from promptbench.files import canonical, require_writable, write_atomic
+from promptbench.files import canonical, hash_file, hash_value, require_writable, write_atomic
 from promptbench.frozen import chunks
 from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
 from promptbench.names import readable
-from promptbench.records import RECORD, Record, Seconds, read_record
+from promptbench.predictions import pack
+from promptbench.records import CONFIG, FILES, PREDICTIONS, PROMPTS, RECORD, Fault, Record, Seconds, examine
 from promptbench.tokens import encode
-from promptbench.train import CHECKPOINT, Progress, Report, autocast, create, fit, resolve_precision
+from promptbench.train import (
+    CHECKPOINT,
+    Progress,
+    Report,
+    autocast,
+    create,
+    discard_damaged,
+    fit,
+    resolve_precision,
+)
 from promptbench.trial import Precision, Trial
 from promptbench.views import Views, load_batches
 
-CONFIG = "config.yaml"
-PROMPTS = "prompts.safetensors"
 CLAIMS = ".claims"  # folder of locks: who is at which trial
 
 Identity = tuple[int, int]
@@ -43,6 +51,7 @@ class Reporter(Protocol):
 
     def start(self, trial: Trial, number: int, total: int) -> None: ...
     def wait(self, trial: Trial) -> None: ...
+    def note(self, trial: Trial, text: str) -> None: ...
     def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None: ...
     def finish(self, trial: Trial, record: Record, skipped: bool) -> None: ...
     def fail(self, trial: Trial, error: UserError) -> None: ...
@@ -91,14 +100,24 @@ class Worker:
                 return None
             return self.done(trial) or self.run(trial, number, total)
 
-    def done(self, trial: Trial) -> Record | None:
-        """The record of a trial that nothing is left to do for."""
+    def done(self, trial: Trial) -> Record | UserError | None:
+        """The record of a trial that nothing is left to do for: it is whole, and so are the files beside it.
+        The error if a newer version of the program made it, which is never replaced."""
         folder = trial.folder(self.job.out)
+        done = examine(folder)
+        if isinstance(done, Fault) and done.newer:
+            error = UserError(
+                f"{done.path} was {done.why} of promptbench and is left as it is; update promptbench, or "
+                "choose another --out."
+            )
+            self.reporter.fail(trial, error)
+            return error
         old = self.job.replace.get(trial.hash)
-        if old is not None and old == identity(folder):
+        if done is None or (old is not None and old == identity(folder)):
             return None
-        done = read_record(folder)
-        if done is None or done.hash != trial.hash:
+        damage = f"{RECORD} is damaged ({done.why})" if isinstance(done, Fault) else done.damage(folder)
+        if isinstance(done, Fault) or damage:
+            self.reporter.note(trial, f"{damage}; the trial is run again")
             return None
         self.reporter.finish(trial, done, skipped=True)
         return done
@@ -116,6 +135,8 @@ class Worker:
                 self.clips[key] = loaded.compile() if job.compiled else loaded
             clip, fresh = self.clips[key], trial.hash in job.replace
             with environment.suitable_threads(job.device, clip.shape):
+                if not fresh and discard_damaged(trial.folder(job.out)):
+                    self.reporter.note(trial, "its checkpoint was damaged; the trial starts over")
                 record = run_trial(
                     trial,
                     job.datasets,
@@ -283,8 +304,11 @@ def run_trial(
     if counted != (formula := kind.parameter_count(settings, clip.shape, len(classes))):
         raise RuntimeError(f"{trial.method} trains {counted} parameters, its card says {formula}")
     progress, change = Progress(), {}
+    hashes = {"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()}
+    items: list[Item] = []
     if kind.uses_shots:
         items, held_out = dataset.draw(trial.shots, trial.seed, trial.train_classes)
+        hashes["draw"] = hash_value([items, held_out])
 
         def measure() -> dict[str, float]:
             if not (validate and held_out):
@@ -308,7 +332,7 @@ def run_trial(
         )
     method.eval()
     started = time.perf_counter()
-    counts = [
+    answers = [
         evaluate(method, datasets[e.dataset], e, trial.split, trial.limit, trial.precision, workers)
         for e in trial.evaluations
     ]
@@ -325,16 +349,18 @@ def run_trial(
         # One key only: safetensors writes several in an order that changes from process to process.
         metadata = {"promptbench": canonical({"method": trial.method, "trial": trial.hash})}
         write_atomic(folder / PROMPTS, save(state, metadata))
+    write_atomic(folder / PREDICTIONS, pack([(one.labels, one.predicted) for one in answers], trial.hash))
     tested = [datasets[e.dataset].classes(e.classes) for e in trial.evaluations]
     unseen = any(-1 in trained_rows(classes, one) for one in tested)
     record = Record(
         hash=trial.hash,
         trial=trial,
-        evaluations=counts,
+        evaluations=[one.counts for one in answers],
         trainable_parameters=counted,
         steps=progress.steps,
         final_loss=progress.history[-1]["loss"] if progress.history else None,
-        hashes={"weights": clip.fingerprint, "data": dataset.fingerprint, "code": environment.code_hash()},
+        hashes=hashes,
+        files={name: hash_file(folder / name) for name in FILES if (folder / name).exists()},
         seconds=Seconds(
             train=progress.train_seconds,
             frozen=progress.frozen_seconds,

@@ -175,6 +175,9 @@ class Messenger:
     def wait(self, trial: Trial) -> None:
         self.events.put(("wait", self.index, ()))
 
+    def note(self, trial: Trial, text: str) -> None:
+        self.events.put(("note", self.index, (text,)))
+
     def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
         self.events.put(("epoch", self.index, (replace(progress, aggregate=[]), epochs)))
 

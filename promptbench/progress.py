@@ -28,6 +28,7 @@ class PlainReporter:
 
     def __init__(self) -> None:
         self.running: set[str] = set()  # hashes of the trials that are at work
+        self.noted: set[tuple[str, str]] = set()  # by hash of the trial: a worker finds what the command did
 
     def __enter__(self) -> "PlainReporter":
         return self
@@ -44,6 +45,11 @@ class PlainReporter:
 
     def wait(self, trial: Trial) -> None:
         self._print(f"  another command is at {trial.label}: waiting for it")
+
+    def note(self, trial: Trial, text: str) -> None:
+        if (trial.hash, text) not in self.noted:
+            self.noted.add((trial.hash, text))
+            self._print(f"  {trial.label}: {text}")
 
     def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
         last = progress.history[-1]

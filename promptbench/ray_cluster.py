@@ -23,7 +23,7 @@ from promptbench.files import write_atomic
 from promptbench.local import jobs_asked
 from promptbench.memory import estimate
 from promptbench.method import get_method
-from promptbench.records import RECORD, Record
+from promptbench.records import FILES, RECORD, Record, parse
 from promptbench.train import CHECKPOINT, resolve_precision
 from promptbench.trial import Precision, Trial
 from promptbench.weights import backbone_shape
@@ -36,7 +36,7 @@ try:
 except ImportError:
     raise UserError("Ray is not installed; run `pip install 'promptbench[ray]'` on every node.") from None
 
-from promptbench.ray_task import FILES, Events, NodeError, Setup, portable, run_trial_here
+from promptbench.ray_task import Events, NodeError, Setup, portable, run_trial_here
 
 RETRIES = 5  # so often may the node or the process of a trial die
 JOBS = 200  # trials sent out at once: each is an open file, of which a process usually may have 1,024
@@ -266,9 +266,10 @@ class _Driver:
                 self.reporter.fail(trial, answer)
                 self.results[one.index] = answer
                 return
-            record = Record.model_validate_json(answer[RECORD])
+            record = parse(answer[RECORD], RECORD)
+            assert isinstance(record, Record)  # a node with the same code wrote it
             folder = trial.folder(self.job.out)
-            for name in FILES:
+            for name in (*FILES, RECORD):
                 if name in answer:
                     write_atomic(folder / name, answer[name])
             (folder / CHECKPOINT).unlink(missing_ok=True)  # of an attempt on this machine

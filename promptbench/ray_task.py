@@ -15,15 +15,12 @@ from promptbench.cache import FeatureCache
 from promptbench.cards import cards
 from promptbench.data import Dataset, with_draws
 from promptbench.errors import UserError
-from promptbench.execute import CONFIG, PROMPTS, Job, Worker, claim
+from promptbench.execute import Job, Worker, claim
 from promptbench.files import default_folder, require_writable
 from promptbench.local import Messenger
-from promptbench.records import RECORD
-from promptbench.train import METRICS
+from promptbench.records import FILES, RECORD
 from promptbench.trial import Trial
 from promptbench.weights import weights_identity
-
-FILES = (CONFIG, METRICS, PROMPTS, RECORD)  # of a finished trial, in the order they are to be written
 
 
 class NodeError(UserError):
@@ -38,7 +35,7 @@ class Events:
 
     def put(self, event: tuple[str, int, tuple[Any, ...]]) -> None:
         """Returns when the event has arrived: before the trial's files do."""
-        if event[0] in ("start", "epoch"):  # the command itself knows the rest
+        if event[0] in ("start", "note", "epoch"):  # the command itself knows the rest
             self.queue.put(pickle.dumps(event))
 
 
@@ -115,7 +112,8 @@ def run_trial_here(
         if isinstance(result, UserError):
             return result
         folder = trial.folder(out)
-        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        names = [name for name in (*FILES, RECORD) if (folder / name).exists()]
+        files = {name: (folder / name).read_bytes() for name in names}
         shutil.rmtree(folder)
     return files
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import promptbench
 from promptbench import report_tables, wording
-from promptbench.compare import comparable, is_whole_test, measured, notes
+from promptbench.compare import comparable, is_whole_test, measured, notes, refuse_newer
 from promptbench.files import write_atomic
 from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
-from promptbench.records import RECORD, BriefRecord, Record, each_record, kept, read_record
+from promptbench.records import BriefRecord, Fault, Record, each_record, kept, read_record
 from promptbench.report_figures import Figure, figures
 from promptbench.report_tables import Fold, Table
 from promptbench.stats import all_pairs
@@ -94,8 +94,9 @@ def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Coll
     environments: dict[str, dict[str, Any]] = {}
     taken: Counter[tuple[Who, str]] = Counter()
     for folder, record in each_record(out, BriefRecord):
-        if record is None:
-            found.broken.append(Path(folder, RECORD))
+        if isinstance(record, Fault):
+            refuse_newer([record])
+            found.broken.append(record.path)
             continue
         if not benchmarks or record.trial.benchmark in benchmarks:
             who = Who.of(record.trial)
@@ -103,8 +104,7 @@ def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Coll
                 found.aside += 1
             elif backbone in (None, record.trial.backbone) and taken[who, record.trial.dataset] < MAX_SEEDS:
                 whole = read_record(folder)
-                if whole is None:
-                    found.broken.append(Path(folder, RECORD))
+                if whole is None:  # deleted or replaced since
                     continue
                 found.mistakes.add(who, whole)
                 found.first.setdefault(who, record.hash)

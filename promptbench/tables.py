@@ -123,6 +123,7 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
         lines.append(f"Non-standard splits, not comparable with published numbers: {names}.")
     if more := summary.attrs.get("notes"):
         lines.append(f"{'; '.join(more)}.")
+    lines += summary.attrs.get("provenance", [])
     lacking = average[average["seeds"] == 0]["method"].unique()
     if len(lacking):
         lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")

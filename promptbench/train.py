@@ -5,6 +5,8 @@ from (seed, epoch), and each epoch reseeds whatever else a method may draw. A ch
 epoch therefore makes a killed run continue bit for bit (on a GPU up to the order in which its kernels add).
 """
 
+import hashlib
+import io
 import math
 import pickle
 import time
@@ -24,11 +26,11 @@ from promptbench.files import canonical, write_atomic
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, Method, Settings, Shots
 from promptbench.names import Classes
+from promptbench.records import METRICS
 from promptbench.trial import Precision
 from promptbench.views import Views, epoch_order, load_batches
 
 CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -260,16 +262,44 @@ def _save(
     }
     # The checkpoint last: a run resumed from it never goes back to an epoch whose metrics were lost.
     write_atomic(folder / METRICS, "".join(canonical(row) + "\n" for row in progress.history))
-    write_atomic(folder / CHECKPOINT, lambda file: torch.save(state, file))
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomic(folder / CHECKPOINT, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
+
+
+def discard_damaged(folder: Path) -> bool:
+    """Remove the checkpoint in ``folder`` if it is not as it was written: the trial then starts over.
+
+    Returns whether there was such a one.
+    """
+    path = folder / CHECKPOINT
+    if _checkpoint(path) is not None or not path.exists():
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _checkpoint(path: Path) -> bytes | None:
+    """What was saved in a checkpoint, which ends with its SHA-256; None if that does not fit."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    saved, digest = content[:-32], content[-32:]
+    return saved if hashlib.sha256(saved).digest() == digest else None
 
 
 def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
-    """Continue from the checkpoint if there is a readable one; a damaged one means starting over."""
-    if folder is None or not (folder / CHECKPOINT).exists():
+    """Continue from the checkpoint if there is one that is as it was written.
+
+    Raises UserError, and removes it, if another version of the program wrote it.
+    """
+    saved = _checkpoint(folder / CHECKPOINT) if folder else None
+    if folder is None or saved is None:
         return Progress()
     try:
         # On the CPU: what belongs on the device is copied there, and Adam's count of steps does not.
-        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled():
@@ -279,9 +309,9 @@ def _resume(folder: Path | None, method: Method, optimizer: torch.optim.Optimize
         return progress
     except torch.OutOfMemoryError:  # no fault of the file's
         raise
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+    except (EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         (folder / CHECKPOINT).unlink(missing_ok=True)
         raise UserError(
-            f"The checkpoint in {folder} was damaged and has been removed; run the same command again to "
-            "start this trial over."
+            f"The checkpoint in {folder} was written by another version of promptbench and has been removed; "
+            "run the same command again to start this trial over."
         ) from None

@@ -67,13 +67,13 @@ def run(trial: Trial, dataset: data.Dataset, out: Path, die_at: int | None) -> i
 def content(folder: Path) -> dict[str, Any]:
     """Hashes of what must be equal, and the record without what may differ."""
     record = json.loads((folder / "record.json").read_text())
-    for volatile in ("seconds", "peak_memory_bytes"):
+    for volatile in ("seconds", "peak_memory_bytes", "digest"):
         del record[volatile]
-    names = ("config.yaml", "metrics.jsonl", "prompts.safetensors")
+    names = ("config.yaml", "metrics.jsonl", "prompts.safetensors", "predictions.safetensors")
     return {"record": record} | {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
-        if (folder / name).exists()  # zero-shot has none but the first
+        if (folder / name).exists()  # zero-shot has no metrics and no prompts
     }
 
 
@@ -81,7 +81,7 @@ def main(method: str, card: str, base: str) -> None:
     trial, dataset = make_trial(method, card)
     encode("the tokenizer's tables are read once, too")
     # Writes: 1 is the probe of the output folder, 2 config, 3 and 4 metrics and checkpoint of epoch 1,
-    # 5 and 6 those of epoch 2, 7 the prompts, 8 the record.
+    # 5 and 6 those of epoch 2, 7 the prompts, 8 the predictions, 9 the record.
     scenarios: dict[str, Sequence[int | None]] = {
         "straight": [None],
         "config": [2, None],
@@ -90,7 +90,8 @@ def main(method: str, card: str, base: str) -> None:
         "last checkpoint": [6, None],
         "twice": [5, 3, None],
         "prompts": [7, None],
-        "record": [8, None],
+        "predictions": [8, None],
+        "record": [9, None],
     }
     report = {}
     for i, (name, deaths) in enumerate(scenarios.items()):

@@ -305,7 +305,7 @@ def test_two_steps_on_the_real_architecture(name: str, vit_b16: FrozenCLIP, make
     assert trainable_parameters(method) == PAPER.get(name, trainable_parameters(method))
     progress = fit(method, dataset, dataset.few_shot(2, 1, "all"), classes, seed=1)
     assert progress.steps == (2 if name in TRAINED else 0)
-    assert evaluate(method, dataset, Evaluation(dataset="two", classes="all")).total == 2
+    assert evaluate(method, dataset, Evaluation(dataset="two", classes="all")).counts.total == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The loop: the field's schedule, exact resumption, cached features, and a loss that is not a number."""
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -291,7 +293,7 @@ def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
     halves: tuple[data.Half, ...] = ("base", "novel", "all")
     for half in halves:
         evaluation = Evaluation(dataset="colours", classes=half)
-        counts = evaluate(method, colours, evaluation)
+        counts = evaluate(method, colours, evaluation).counts
         items = colours.items("test", half)
         views = Views(**clip.preprocess)
         images = views.normalise(torch.stack([views.test(colours.picture(item.path)) for item in items]))
@@ -302,17 +304,26 @@ def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
         assert (counts.correct, counts.total) == (sum(right), len(items))
         assert sum(c for c, _ in counts.per_class.values()) == counts.correct
         assert [n for _, n in counts.per_class.values()] == [3] * len(colours.classes(half))
-    assert evaluate(method, colours, evaluation, limit=1).total == 5
+    assert evaluate(method, colours, evaluation, limit=1).counts.total == 5
 
 
 def test_damaged_checkpoint(clip: FrozenCLIP, colours: data.Dataset, tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).write_bytes(b"half a chec")
     classes = colours.classes("base")
     kind = get_method("coop")
-    method = create(kind, clip, kind.Settings(epochs=1), classes, seed=1)
-    with pytest.raises(UserError, match="damaged and has been removed; run the same command again"):
-        fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
-    assert fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path).epoch == 1
+
+    def train(epochs: int) -> Progress:
+        method = create(kind, clip, kind.Settings(epochs=epochs), classes, seed=1)
+        return fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
+
+    assert train(1).epoch == 1  # as if it were not there
+    content = io.BytesIO()
+    torch.save({"progress": {}, "prompts": torch.zeros(3)}, content)
+    strange = content.getvalue() + hashlib.sha256(content.getvalue()).digest()
+    (tmp_path / CHECKPOINT).write_bytes(strange)
+    with pytest.raises(UserError, match="by another version of promptbench and has been removed; run"):
+        train(1)
+    assert train(1).epoch == 1
 
 
 def test_want_of_memory_does_not_cost_the_checkpoint(
@@ -348,7 +359,7 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
 
     Every resumed run ends with the same learned tensors, metrics and record as an undisturbed one,
     timings and memory apart. The files are written in the order config, (metrics, checkpoint) per epoch,
-    prompts, record.
+    prompts, predictions, record.
     """
     card = str(make_dataset())
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTBENCH_CACHE": str(tmp_path / "no-cache")}
@@ -363,7 +374,7 @@ def test_killed_run_resumes_bit_for_bit(make_dataset: Any, tmp_path: Path, metho
     report = json.loads(result.stdout)
     straight = report.pop("straight")
     assert straight["statuses"] == [0]
-    assert len(report) == 7
+    assert len(report) == 8
     for name, run in report.items():
         assert run["statuses"][:-1] == [-signal.SIGKILL] * (len(run["statuses"]) - 1), name
         assert run["statuses"][-1] == 0, name

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
 
-from promptbench.records import RECORD, Record, each_record
+from promptbench.records import RECORD, SCHEMA, Counts, Record, each_record
 
 ROOT = Path(__file__).parent.parent
 DATASETS, SHOTS = 11, (1, 2, 4, 8, 16)
@@ -27,7 +27,7 @@ def synthetic() -> Iterator[Record]:
     """Ever more records of 20 methods, 11 datasets and 5 numbers of shots: seed after seed."""
     real: dict[str, list[Record]] = {}
     for _, record in each_record(ROOT / "results" / "reference"):
-        if record is not None and record.trial.benchmark == "base2novel":
+        if isinstance(record, Record) and record.trial.benchmark == "base2novel":
             real.setdefault(record.trial.method, []).append(record)
     draw = random.Random(0)
     for seed in count(1):
@@ -40,13 +40,16 @@ def synthetic() -> Iterator[Record]:
             drawn = {"shots": shots, "seed": seed} if like.trial.shots else {}
             trial = like.trial.model_copy(update=where | drawn)
             trial.__dict__.pop("hash", None)
-            counts = [
-                one.model_copy(
-                    update={"dataset": name, "correct": max(0, one.correct - draw.randrange(one.total // 5))}
-                )
-                for one in like.evaluations
-            ]
-            yield like.model_copy(update={"trial": trial, "hash": trial.hash, "evaluations": counts})
+            counts = [_worse(one, name, draw) for one in like.evaluations]
+            changed = {"trial": trial, "hash": trial.hash, "evaluations": counts, "schema_version": SCHEMA}
+            yield like.model_copy(update=changed)
+
+
+def _worse(like: Counts, name: str, draw: random.Random) -> Counts:
+    """Counts of a dataset called ``name`` with up to a fifth of each class's correct answers lost."""
+    classes = {key: (right - draw.randrange(right // 5 + 1), n) for key, (right, n) in like.per_class.items()}
+    correct = sum(right for right, _ in classes.values())
+    return like.model_copy(update={"dataset": name, "correct": correct, "per_class": classes})
 
 
 def run(*arguments: str) -> tuple[float, float]:

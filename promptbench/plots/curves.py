@@ -5,8 +5,8 @@ import json
 import pandas as pd
 
 from promptbench.plots.base import COLOURS, LINES, Drawing, Material, bottom, legend_below, need, panels
+from promptbench.records import METRICS
 
-METRICS = "metrics.jsonl"
 COLUMNS = {"loss": "training loss", "val_accuracy": "validation (%)"}
 
 

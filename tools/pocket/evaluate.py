@@ -122,7 +122,7 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, half: Half = "all") -> Counts:
     """Zero-shot answers on the test pictures of a half, among its own classes."""
     kind = get_method("zeroshot")
     method = create(kind, clip, kind.Settings(), dataset.classes(half), seed=0)
-    return evaluate(method, dataset, Evaluation(dataset=dataset.name, classes=half))
+    return evaluate(method, dataset, Evaluation(dataset=dataset.name, classes=half)).counts
 
 
 def by_style(clip: FrozenCLIP, dataset: Dataset) -> dict[str, Counts]:

@@ -22,11 +22,10 @@ from safetensors.torch import load_file
 from promptbench import cards, data
 from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
-from promptbench.execute import PROMPTS
 from promptbench.files import default_folder
 from promptbench.frozen import frozen_features
 from promptbench.method import Batch, get_method, get_recipe, resolve_settings
-from promptbench.records import read_records
+from promptbench.records import PROMPTS, read_records
 from promptbench.train import create
 from promptbench.trials import tuned_settings
 from promptbench.views import Views, epoch_order, load_batches
