@@ -16,6 +16,10 @@ from promptbench.files import hash_value
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+#: Settings of every method that came after trials had been hashed, at the values that say what had always been
+#: done: there they leave a trial's hash as it was.
+_LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
+
 
 class Evaluation(BaseModel):
     """Top-1 accuracy on one split of one dataset, among the classes of one half."""
@@ -57,7 +61,10 @@ class Trial(BaseModel):
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of the trial's content."""
-        return hash_value(self.model_dump(mode="json", exclude={"pretrained", "variant"}))
+        content = self.model_dump(mode="json", exclude={"pretrained", "variant"})
+        settings = content["settings"].items()
+        content["settings"] = {k: v for k, v in settings if k not in _LATER or v != _LATER[k]}
+        return hash_value(content)
 
     def folder(self, out: Path) -> Path:
         """Where the trial's files go under the output folder."""

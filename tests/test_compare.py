@@ -305,6 +305,9 @@ def test_a_damaged_record_is_reported(tmp_path: Path, damage: str) -> None:
 def test_hash_names_everything_but_the_labels() -> None:
     trial = RECORDS[2].trial
     assert trial.hash == trial.model_copy(update={"variant": "x", "pretrained": "/elsewhere"}).hash
+    settings = {"lr": 0.1, "drop_last": True}
+    assert trial.hash == Trial(**{**trial.model_dump(), "settings": settings}).hash  # as it always was
+    assert trial.hash != Trial(**{**trial.model_dump(), "settings": {**settings, "drop_last": False}}).hash
     for change in (
         {"seed": 9},
         {"settings": {"lr": 0.3}},
