@@ -16,8 +16,8 @@ from promptbench.files import hash_value
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-#: Settings of every method that came after trials had been hashed, at the values that say what had always been
-#: done: there they leave a trial's hash as it was.
+#: Settings of every method that came after trials had been hashed, at the values that say what had always
+#: been done: there they leave a trial's hash as it was.
 _LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
 
 
