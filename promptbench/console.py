@@ -1,7 +1,7 @@
 """What reaches a terminal: one place for every table, line and error.
 
-Names, settings, notes and paths come from files and may hold anything. None of it is read as markup, acts on a
-terminal, or ends a command because an encoding has no such character.
+Names, settings, notes and paths come from files and may hold anything. None of it is read as markup, acts on
+a terminal, or ends a command because an encoding has no such character.
 """
 
 import codecs
@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 
 WIDTH = 112  # of sentences
 PIPE = 200  # columns where there is no terminal, so that grep finds whole names
-LEAST = 16  # columns that a text keeps in a narrow table: longer words are folded
+WORD = 16  # columns of the longest word that a narrow table does not break
+NUMBER = 40  # and of the longest word with a digit
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = 141  # exit code after a closed pipe: 128 + SIGPIPE, as of any command in a pipe
 ALIKE = {
@@ -57,8 +58,11 @@ def say(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 
     What standard error cannot take (its disk is full) is dropped: a log must not end a run.
     """
+    stream = sys.stderr if err else sys.stdout
+    if stream is None:  # closed from the start
+        return
     try:
-        print(plain(text, keep="\n"), file=sys.stderr if err else sys.stdout, end=end, flush=True)
+        print(plain(text, keep="\n"), file=stream, end=end, flush=True)
     except OSError as error:
         if not err or error.errno == errno.EPIPE:
             raise
@@ -68,19 +72,20 @@ def say(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 def steady() -> Iterator[None]:
     """Inside, standard output and error take every character. A closed pipe ends the command quietly with the
     exit code `CLOSED`, a full disk under its output with one sentence and 2."""
-    for stream in (sys.stdout, sys.stderr):
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)
     try:
         try:
             yield
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            for stream in streams:
+                if stream is not sys.stderr:
+                    stream.flush()
     except OSError as error:
         if error.errno != errno.EPIPE and error.errno not in FULL:
             raise
-        _discard_output()
         if error.errno == errno.EPIPE:
             raise SystemExit(CLOSED) from None
         say(
@@ -90,15 +95,15 @@ def steady() -> Iterator[None]:
         raise SystemExit(2) from None
     except SystemExit as exit_:
         if isinstance(exit_.__context__, BrokenPipeError):  # typer's own handling of it
-            _discard_output()
             raise SystemExit(CLOSED) from None
         raise
-
-
-def _discard_output() -> None:
-    """Let the interpreter's last flush of standard output go nowhere, since it would fail again."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        for stream in streams:
+            try:
+                stream.flush()
+            except OSError:  # what is left goes nowhere: the interpreter's own last flush would fail again
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def screen() -> int:
@@ -110,7 +115,7 @@ def screen() -> int:
 
 def fill(line: str, indent: str = "") -> str:
     """A sentence in lines that fit the screen; ``indent`` starts all but the first."""
-    return textwrap.fill(plain(line), max(LEAST, min(WIDTH, screen())), subsequent_indent=indent)
+    return textwrap.fill(plain(line), max(WORD, min(WIDTH, screen())), subsequent_indent=indent)
 
 
 def table(
@@ -121,7 +126,8 @@ def table(
     grouped: bool = False,
 ) -> str:
     """A table for the screen. Columns in ``right``, those of numbers, are never folded, the others only where
-    they must; in a pipe the first is not either. A table that is still wider than the screen is not cut.
+    they must, but not within a number; in a pipe the first is not either. What is still wider than the screen
+    is not cut.
 
     ``grouped``: the first column is written once per group of equal ones, with a line between groups. Without
     any name of a column there is no head.
@@ -138,10 +144,10 @@ def table(
 
     names, cells = [shown(name) for name in columns], [[shown(text) for text in row] for row in rows]
     wanted = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
-    least = [
-        want if name in right else min(want, PIPE if i == 0 and screen() == PIPE else LEAST)
-        for i, (name, want) in enumerate(zip(columns, wanted, strict=True))
-    ]
+    least = []
+    for i, (name, want, *texts) in enumerate(zip(columns, wanted, *cells, strict=True)):
+        folded = PIPE if i == 0 and screen() == PIPE else max(map(_longest, [name, *texts]))
+        least.append(want if name in right else min(want, folded))
     between = 3 * len(columns) + 1
     widths = _widths(least, wanted, screen() - between)
     head = any(name.strip() for name in names)
@@ -159,6 +165,14 @@ def table(
     wide = max(sum(widths) + between, 1)
     Console(file=file, width=wide, color_system=None, markup=False, emoji=False, highlight=False).print(drawn)
     return file.getvalue()
+
+
+def _longest(text: str) -> int:
+    """Columns of the longest word that is not to be broken; of a text of longer ones, as much as such a word."""
+    kept = [
+        len(word) for word in text.split() if len(word) <= (NUMBER if any(map(str.isdigit, word)) else WORD)
+    ]
+    return max(kept) if kept else WORD
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], total: int) -> list[int]:
