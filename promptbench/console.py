@@ -143,7 +143,7 @@ def table(
         return plain(text).encode(encoding, HANDLER).decode(encoding)
 
     names, cells = [shown(name) for name in columns], [[shown(text) for text in row] for row in rows]
-    wanted = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
+    wanted = [max(1, *map(cell_len, column)) for column in zip(names, *cells, strict=True)]
     least = []
     for i, (name, want, *texts) in enumerate(zip(columns, wanted, *cells, strict=True)):
         folded = PIPE if i == 0 and screen() == PIPE else max(map(_longest, [name, *texts]))
@@ -168,11 +168,11 @@ def table(
 
 
 def _longest(text: str) -> int:
-    """Columns of the longest word that is not to be broken; of a text of longer ones, as much as such a word."""
-    kept = [
-        len(word) for word in text.split() if len(word) <= (NUMBER if any(map(str.isdigit, word)) else WORD)
-    ]
-    return max(kept) if kept else WORD
+    """Columns of the longest word that is not to be broken; of longer words, as much as such a word."""
+    from rich.cells import cell_len
+
+    words = [(cell_len(word), NUMBER if any(map(str.isdigit, word)) else WORD) for word in text.split()]
+    return max((size if size <= most else WORD for size, most in words), default=0)
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], total: int) -> list[int]:
