@@ -38,7 +38,7 @@ class PlainReporter:
         pass
 
     def _print(self, line: str) -> None:
-        say(line, err=True)
+        say(plain(line), err=True)
 
     def start(self, trial: Trial, number: int, total: int) -> None:
         self.running.add(trial.hash)

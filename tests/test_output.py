@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from promptbench import console, data, mistakes, report
@@ -98,7 +99,7 @@ def test_show_and_progress_and_errors_keep_names_whole(
     assert "[red]x" in shown
     assert "\x1b" not in shown
     for kind in (PlainReporter, lambda: RichReporter([record.trial])):
-        with kind() as reporter:  # type: ignore[operator]
+        with kind() as reporter:
             reporter.start(record.trial, 1, 1)
             if isinstance(reporter, RichReporter):
                 reporter.bars.console.file = io.StringIO()
@@ -135,9 +136,7 @@ def test_every_figure_draws_names_as_they_are(tmp_path: Path) -> None:
         except UserError:
             continue
         assert drawing.image("png").startswith(b"\x89PNG"), name
-        drawn[name] = {
-            text.get_text() for text in drawing.figure.findobj(lambda one: hasattr(one, "get_text"))
-        }
+        drawn[name] = {str(text.get_text()) for text in drawing.figure.findobj(Text)}  # type: ignore[attr-defined]
     assert {"tradeoff", "base-novel", "heatmap", "fewshot", "curves", "prompts"} <= drawn.keys()
     for name, texts in drawn.items():
         assert any("$\\frac{$" in text for text in texts), name
