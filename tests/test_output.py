@@ -136,7 +136,7 @@ def test_every_figure_draws_names_as_they_are(tmp_path: Path) -> None:
         except UserError:
             continue
         assert drawing.image("png").startswith(b"\x89PNG"), name
-        drawn[name] = {str(text.get_text()) for text in drawing.figure.findobj(Text)}  # type: ignore[attr-defined]
+        drawn[name] = {str(text.get_text()) for text in drawing.figure.findobj(Text)}
     assert {"tradeoff", "base-novel", "heatmap", "fewshot", "curves", "prompts"} <= drawn.keys()
     for name, texts in drawn.items():
         assert any("$\\frac{$" in text for text in texts), name
