@@ -658,16 +658,20 @@ def show(
 
 def _find_record(run: str, out: Path) -> "Record":
     """The record in the folder ``run``, else the one under ``out`` whose hash starts so. Raises UserError."""
-    from promptbench.records import RECORD, BriefRecord, each_record, read_record
+    from promptbench.records import RECORD, BriefRecord, Fault, Record, each_record, examine
 
     folder = Path(run).parent if run and Path(run).name == RECORD else Path(run)
-    if record := read_record(folder) if run else None:
-        return record
-    if run and os.path.lexists(folder / RECORD):
-        raise UserError(
-            f"{folder / RECORD} is no record that can be read; delete it and run the trial again."
-        )
-    places = [f for f, brief in each_record(out, BriefRecord) if brief and run and brief.hash.startswith(run)]
+    found = examine(folder) if run and os.path.isdir(folder) else None  # noqa: PTH112  # whatever the name
+    if isinstance(found, Record):
+        return found
+    if isinstance(found, Fault):
+        fix = "update promptbench" if found.newer else "delete it and run the trial again"
+        raise UserError(f"{found.path} is no record that can be read ({found.why}); {fix}.")
+    places = [
+        place
+        for place, brief in (each_record(out, BriefRecord) if run else ())
+        if isinstance(brief, Record) and brief.hash.startswith(run)
+    ]
     if len(places) != 1:
         what = "No run" if not places else f"{len(places)} runs"
         such = f" (such as {places[0]} and {places[1]})" if places else ""
@@ -675,8 +679,8 @@ def _find_record(run: str, out: Path) -> "Record":
             f"{what} under {out} with a hash starting with {run!r}{such}; give its folder, or look with "
             f"`promptbench compare --out {out} --format csv`."
         )
-    if record := read_record(places[0]):
-        return record
+    if isinstance(found := examine(places[0]), Record):
+        return found
     raise UserError(f"{places[0]} was removed or changed just now; repeat the command.")
 
 

@@ -129,7 +129,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     table.attrs["backbone"] = ", ".join(sorted({plain(r.trial.backbone) for r in records}))
     table.attrs["labels"] = sorted({plain(label) for record in records for label in record.labels})
     table.attrs["notes"] = sorted({plain(note) for record in records for note in record.notes})
-    table.attrs["provenance"] = _provenance(names, records)
+    table.attrs["provenance"] = list(map(plain, _provenance(names, records)))
     cell = ["method", "dataset", "classes", "shots", "seed"]
     double = table[table.duplicated(cell, keep=False)]
     if len(double):
