@@ -30,7 +30,16 @@ SHOWN = "a [/b] $\\frac{$ [red]x | `y` \\x1b[31m\\u202e\\n<b> [z](http://x)"
 
 
 def evil(method: str, seed: int, base: int, novel: int) -> Record:
-    return make(method, seed, base, novel, variant=EVIL, notes=[f"note {EVIL}"], labels=[f"{EVIL}: label"])
+    return make(
+        method,
+        seed,
+        base,
+        novel,
+        variant=EVIL,
+        notes=[f"note {EVIL}"],
+        labels=[f"{EVIL}: label"],
+        settings={"epochs": 1},
+    )
 
 
 def evil_records() -> list[Record]:
@@ -196,7 +205,7 @@ def test_what_a_pipe_gets_is_200_columns_and_a_terminal_what_it_has() -> None:
 # ---------------------------------------------------------------------- streams
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_output_in_any_encoding(encoding: str, tmp_path: Path) -> None:
     out = write(RECORDS, tmp_path)
     done = run("compare", "--out", str(out), env={"PYTHONIOENCODING": encoding})
@@ -320,7 +329,7 @@ def test_the_page_shows_hidden_characters(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_show_with_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = make("deep", 1, 9, 9, settings={"batch_size": "many"})
-    record.environment, record.hashes, record.seconds.train = {"packages": [1]}, {}, float("nan")
+    record.environment, record.hashes = {"packages": [1]}, {}
     for counts in record.evaluations:
         counts.per_class = {}
     record.write(tmp_path)
