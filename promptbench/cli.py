@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from promptbench.console import plain, say, steady
 from promptbench.errors import UserError
 from promptbench.options import Compiled, DataRoot, RunOptions, with_run_options
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from promptbench.data import Dataset
     from promptbench.execute import Outcome
     from promptbench.method import Method
+    from promptbench.records import Record
     from promptbench.sweep import Setup, Sweep
     from promptbench.trial import Trial
 
@@ -50,20 +52,19 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on standard error and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        # Names come from files: whatever they hold, an error is one line that every terminal can show.
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"Error: {text}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with steady():
+        try:
+            app()
+        except UserError as error:
+            say(f"Error: {plain(str(error))}", err=True)
+            raise SystemExit(2) from None
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         import promptbench
 
-        print(promptbench.__version__)
+        say(promptbench.__version__)
         raise typer.Exit
 
 
@@ -133,6 +134,7 @@ def ablate(
     """Run a method's ablation recipes and set each step beside the published one; done trials are kept."""
     from promptbench.ablate import measure, steps_of, tabulate
     from promptbench.sweep import Sweep
+    from promptbench.tables import markdown
 
     _one_of("--format", style, ("table", "md"))
     groups = steps_of(method)
@@ -148,17 +150,18 @@ def ablate(
         return
     if options.shard:
         _print_tables(outcome)
-        print("The tables of the ablation need all parts: the same command without --shard.", file=sys.stderr)
+        say("The tables of the ablation need all parts: the same command without --shard.", err=True)
         return
     trials = {name: setup.trials([name]) for name in names}
     records = {record.hash: record for record in outcome.records}
     for title, steps in groups.items():
         measured = [measure(step, recipe, trials[recipe.name], records) for step, recipe in steps]
         table = tabulate(measured, trials[steps[0][1].name][0])
-        print(f"### {method}: {title}\n" if style == "md" else f"{method}: {title}")
+        say(f"### {method}: {title}\n" if style == "md" else f"{method}: {title}")
         for rows in (table.values, table.differences):
-            _print_rows(rows) if style == "table" else print(_markdown(rows) + "\n")
-        print(*table.notes, sep="\n" if style == "table" else " ", end="\n\n")
+            _print_rows(rows) if style == "table" else say(_markdown(rows) + "\n")
+        notes = table.notes if style == "table" else map(markdown, table.notes)
+        say(("\n" if style == "table" else " ").join(notes) + "\n")
     _raise_failure(outcome)
 
 
@@ -186,16 +189,19 @@ def regress(
 
     if update_baseline:
         made = update(baseline, recipe, data_root, out)
-        print(f"wrote {baseline}: {len(made.results)} results, steps of {', '.join(made.steps)}")
+        say(f"wrote {baseline}: {len(made.results)} results, steps of {', '.join(made.steps)}")
         return
     if recipe is not None:
         raise UserError("--recipe is for a new baseline: add --update-baseline.")
     report, against = check(baseline, data_root, out)
     text = summary(report, against)
-    print(text, end="")
+    say(text, end="")
     if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(step_summary).open("a", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with Path(step_summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(plain(text, keep="\n"))
+        except (OSError, ValueError) as error:
+            say(f"GITHUB_STEP_SUMMARY={step_summary} was not written ({error}).", err=True)
     if report.problems:
         raise typer.Exit(1)
 
@@ -254,18 +260,18 @@ def profile(
     rows = []
     with environment.suitable_threads(where, clip.shape):
         if format_ == "csv":
-            print(csv_line(None))
+            say(csv_line(None))
         exact = resolve_precision(where, precision)
         for row in profile(recipes, clip, counts, batch, reference, repeats, exact):
             rows.append(row)  # a large backbone takes minutes for a row: none is lost if it is stopped
             if format_ == "csv":
-                print(csv_line(row), flush=True)
+                say(csv_line(row))
             else:
-                typer.echo(sentence(row), err=True)
+                say(sentence(row), err=True)
     if format_ == "json":
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        say(json.dumps([asdict(row) for row in rows], indent=1))
     elif format_ == "table":
-        print(render(rows, backbone), end="")
+        say(render(rows, backbone), end="")
 
 
 @app.command(
@@ -335,20 +341,20 @@ def compare(
     if pairs:
         if tested is None or tested.empty:
             raise UserError("--pairs needs records of two methods with every dataset and a common seed.")
-        print(pairwise.render(tested, style, caption(shown)))  # type: ignore[arg-type]
+        say(pairwise.render(tested, style, caption(shown)))  # type: ignore[arg-type]
     else:
-        print(render(shown, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
+        say(render(shown, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
         if style == "table" and tested is not None:
-            print(pairwise.summary(tested))
+            say(pairwise.summary(tested))
     if plot:
         from promptbench.plots import draw
 
         for name in dict.fromkeys(plot):
             drawing = draw(name, material)
             for line in drawing.said:
-                print(line, file=sys.stderr)
+                say(line, err=True)
             for path in drawing.save(plots or out / "plots"):
-                print(f"wrote {path}", file=sys.stderr)
+                say(f"wrote {path}", err=True)
 
 
 @app.command(
@@ -370,7 +376,7 @@ def report(
         list[str] | None,
         typer.Option(
             help="Card (.yaml) or folder of pictures of a dataset of your own, for examples of confusions; "
-            "may be repeated."
+            "may be repeated. Other folders are never opened, whatever a record names."
         ),
     ] = None,
     data_root: DataRoot = None,
@@ -378,21 +384,21 @@ def report(
 ) -> None:
     """One HTML file of all records: summary, tables, figures, classes, confusions, settings. To be mailed."""
     from promptbench import data
-    from promptbench.report import write_report
+    from promptbench.report import finder, write_report
     from promptbench.trial import get_benchmark
 
-    own = {one.name: one for one in (data.load(name, data_root) for name in dataset or ())}
+    own = [data.load(name, data_root) for name in dict.fromkeys(dataset or ())]
     path = file or out / "report.html"
     missing = write_report(
         out,
         path,
         [get_benchmark(name).name for name in benchmark or ()],
         backbone,
-        lambda name: own.get(name) or data.load(name, data_root),
+        finder(own, data_root),
     )
     for name, reason in sorted(missing.items()):
-        print(f"no pictures of {name}: {reason}", file=sys.stderr)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+        say(f"no pictures of {name}: {reason}", err=True)
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=True)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare the standard datasets.")
@@ -419,7 +425,7 @@ def data_check(
     _print_rows([one.row() for one in found])
     for one in found:
         for problem in one.problems:
-            print(f"{one.name}: {problem}")
+            say(f"{one.name}: {problem}")
     if any(one.problems for one in found):
         raise typer.Exit(1)
 
@@ -447,7 +453,7 @@ def data_prepare(
     if root is None:
         raise UserError("Give the folder of the datasets with --data-root or PROMPTBENCH_DATA.")
     for line in prepare(names or [], root):
-        print(line)
+        say(line)
 
 
 @data_app.command(
@@ -481,7 +487,7 @@ def data_import_draw(
     path = draw_file(draws, known.name, shots, seed)
     write_draw(path, train, val)
     same = "equal to our own draw" if train == own else "not our own draw; use it with --draws"
-    print(f"wrote {path}: {len(train)} training pictures, {same}")
+    say(f"wrote {path}: {len(train)} training pictures, {same}")
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Frozen features kept on disk (PROMPTBENCH_CACHE).")
@@ -514,7 +520,7 @@ def cache_ls() -> None:
     if rows:
         _print_rows(rows)
     total = sum(entry.size for group in groups.values() for entry in group)
-    print(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.bound / 1e6:,.0f} MB")
+    say(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.bound / 1e6:,.0f} MB")
 
 
 @cache_app.command(
@@ -529,7 +535,7 @@ def cache_clear() -> None:
     from promptbench.files import default_folder
 
     files, size = FeatureCache(default_folder()).clear()
-    print(f"deleted {files} files, {size / 1e6:.1f} MB")
+    say(f"deleted {files} files, {size / 1e6:.1f} MB")
 
 
 @app.command(
@@ -551,6 +557,7 @@ def verify(
     from promptbench.data import data_root as resolve
     from promptbench.published import BACKBONES, WEIGHTS
     from promptbench.published import verify as compare_with
+    from promptbench.tables import markdown
     from promptbench.trial import PRESETS, get_benchmark
 
     _one_of("--format", style, ("table", "md", "csv", "json"))
@@ -565,15 +572,16 @@ def verify(
         _run_zeroshot(name, backbone, pretrained or WEIGHTS, data_root, out)
     found = compare_with(load_records(out, name, backbone), name, backbone)
     for note in found.attrs["notes"]:
-        print(note, file=sys.stderr)
+        say(note, err=True)
     if found.empty:
         raise UserError(f"None of the records of {name} under {out} has a published number beside it.")
     if style == "json":
-        print(found.to_json(orient="records", indent=1))
+        say(found.to_json(orient="records", indent=1))
     elif style == "csv":
-        print(found.to_csv(index=False), end="")
+        say(found.to_csv(index=False), end="")
     elif style == "md":
-        print(found.to_markdown(index=False))
+        found = found.map(lambda value: markdown(value) if isinstance(value, str) else value)
+        say(found.to_markdown(index=False))
     else:
         shown = found.drop(columns="source").astype(str)
         _print_rows([{str(key): text for key, text in row.items()} for row in shown.to_dict("records")])
@@ -610,18 +618,7 @@ def show(
     out: Out = Path("results"),
 ) -> None:
     """What one run measured, with its settings and where it ran."""
-    from promptbench.records import read_record, read_records
-
-    record = read_record(Path(trial))
-    if record is None:
-        found = [r for r in read_records(out)[0] if r.hash.startswith(trial)] if trial else []
-        if len(found) != 1:
-            what = "No run" if not found else f"{len(found)} runs"
-            raise UserError(
-                f"{what} under {out} with a hash starting with {trial!r}; give its folder, or look with "
-                f"`promptbench compare --out {out} --format csv`."
-            )
-        record = found[0]
+    record = _find_record(trial, out)
     seconds = record.seconds
     rows = [
         ("run", f"{record.trial.label} ({record.trial.benchmark}, {record.hash[:8]})"),
@@ -636,21 +633,63 @@ def show(
             f"{seconds.train:.1f} train ({seconds.wait:.1f} waiting for data), {seconds.frozen:.1f} frozen, "
             f"{seconds.evaluate:.1f} evaluate",
         ),
-        ("pictures per second", f"{record.pictures_per_second:,.0f} in training"),
+        ("pictures per second", f"{_or_unknown(lambda: record.pictures_per_second)} in training"),
         *(("data", label) for label in record.labels),
         *(("note", note) for note in record.notes),
-        ("peak memory", f"{record.peak_memory_bytes / 2**20:,.0f} MiB"),
+        ("peak memory", f"{_or_unknown(lambda: record.peak_memory_bytes / 2**20)} MiB"),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
-        ("backbone", f"{record.trial.backbone}, weights {record.hashes['weights'][:12]}"),
+        ("backbone", f"{record.trial.backbone}, weights {record.hashes.get('weights', 'unknown')[:12]}"),
         *((key, str(value)) for key, value in record.environment.items() if not isinstance(value, dict)),
-        ("packages", ", ".join(f"{k} {v}" for k, v in record.environment["packages"].items())),
+        *(
+            (key, ", ".join(f"{k} {v}" for k, v in value.items()))
+            for key, value in record.environment.items()
+            if isinstance(value, dict)
+        ),
     ]
-    worst = sorted(record.evaluations[-1].per_class.items(), key=lambda kv: kv[1][0] / max(1, kv[1][1]))[:5]
-    rows.append(("weakest classes", ", ".join(f"{name} {c}/{n}" for name, (c, n) in worst)))
+    last = record.evaluations[-1].per_class if record.evaluations else {}
+    worst = sorted(last.items(), key=lambda kv: kv[1][0] / max(1, kv[1][1]))[:5]
+    if worst:
+        rows.append(("weakest classes", ", ".join(f"{name} {c}/{n}" for name, (c, n) in worst)))
     _print_rows([{"": key, " ": value} for key, value in rows])
 
 
 # ---------------------------------------------------------------------- helpers
+
+
+def _find_record(run: str, out: Path) -> "Record":
+    """The record in the folder ``run``, else the one under ``out`` whose hash starts so. Raises UserError."""
+    from promptbench.records import RECORD, BriefRecord, Fault, Record, each_record, examine
+
+    folder = Path(run).parent if run and Path(run).name == RECORD else Path(run)
+    found = examine(folder) if run and os.path.isdir(folder) else None  # noqa: PTH112  # whatever the name
+    if isinstance(found, Record):
+        return found
+    if isinstance(found, Fault):
+        fix = "update promptbench" if found.newer else "delete it and run the trial again"
+        raise UserError(f"{found.path} is no record that can be read ({found.why}); {fix}.")
+    places = [
+        place
+        for place, brief in (each_record(out, BriefRecord) if run else ())
+        if isinstance(brief, Record) and brief.hash.startswith(run)
+    ]
+    if len(places) != 1:
+        what = "No run" if not places else f"{len(places)} runs"
+        such = f" (such as {places[0]} and {places[1]})" if places else ""
+        raise UserError(
+            f"{what} under {out} with a hash starting with {run!r}{such}; give its folder, or look with "
+            f"`promptbench compare --out {out} --format csv`."
+        )
+    if isinstance(found := examine(places[0]), Record):
+        return found
+    raise UserError(f"{places[0]} was removed or changed just now; repeat the command.")
+
+
+def _or_unknown(number: Callable[[], float]) -> str:
+    """A number worked out from a record, or that it is unknown: a record from elsewhere may hold anything."""
+    try:
+        return f"{number():,.0f}"
+    except (ArithmeticError, TypeError, ValueError):
+        return "unknown"
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
@@ -712,7 +751,7 @@ def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
     setup, out = prepare(asked, options), asked.out or Path("results")
     trials = part_of(setup.trials(), options)
     if not trials:
-        print(f"No trial falls to --shard {options.shard}.", file=sys.stderr)
+        say(f"No trial falls to --shard {options.shard}.", err=True)
         return setup, Outcome()
     if options.dry_run:
         _show_plan(trials, setup.datasets, out)
@@ -729,7 +768,7 @@ def _print_tables(outcome: "Outcome") -> None:
 
     for benchmark in dict.fromkeys(record.trial.benchmark for record in outcome.records):
         mine = [record for record in outcome.records if record.trial.benchmark == benchmark]
-        print(render(summarise(frame(mine)), "table", _title(benchmark, mine)))
+        say(render(summarise(frame(mine)), "table", _title(benchmark, mine)))
     _raise_failure(outcome)
 
 
@@ -794,7 +833,7 @@ def _run_zeroshot(benchmark: str, backbone: str, pretrained: str, root: Path | N
             lines += [f"{name}: {nonstandard}"] if nonstandard else []
             present += [] if nonstandard else [name]
     for line in dict.fromkeys(lines):
-        print(f"zero-shot left out: {line}", file=sys.stderr)
+        say(f"zero-shot left out: {line}", err=True)
     if not present or (source and lines):
         return
     chosen = [name for name in present if name != source]
@@ -812,7 +851,7 @@ def _run_zeroshot(benchmark: str, backbone: str, pretrained: str, root: Path | N
                 out=out,
             )
     except UserError as error:
-        print(f"zero-shot left out: {error}", file=sys.stderr)
+        say(f"zero-shot left out: {error}", err=True)
 
 
 @contextmanager
@@ -825,7 +864,7 @@ def _interruptible(trials: "Sequence[Trial]", out: Path) -> Iterator[None]:
 
         done = sum((trial.folder(out) / RECORD).exists() for trial in trials)
         message = f"Interrupted: {done} of {len(trials)} trials are done; the same command resumes."
-        print(message, file=sys.stderr)
+        say(message, err=True)
         raise SystemExit(130) from None
 
 
@@ -867,7 +906,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
             }
         )
     _print_rows(rows)
-    print(f"{len(trials)} trials, {all_done} done, {len(trials) - all_done} to run; memory is an estimate")
+    say(f"{len(trials)} trials, {all_done} done, {len(trials) - all_done} to run; memory is an estimate")
 
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
@@ -952,17 +991,7 @@ def _markdown(rows: Sequence[dict[str, str]]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, colalign=align, disable_numparse=True)
 
 
-def _print_rows(rows: Sequence[dict[str, str]]) -> None:
-    import rich.box
-    from rich.console import Console
-    from rich.table import Table
+def _print_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    from promptbench.console import table
 
-    table = Table(box=rich.box.SIMPLE_HEAD, show_header=any(key.strip() for key in rows[0]))
-    first = next(iter(rows[0]))
-    for key in rows[0]:
-        table.add_column(key, overflow="fold", no_wrap=key == first)
-    for row in rows:
-        table.add_row(*(value.replace("[", r"\[") for value in row.values()))
-    # A pipe has no width: 200 columns there, so that grep finds whole names.
-    console = Console(width=None if Console().is_terminal else 200)
-    console.print(table)
+    say(table(list(rows[0]), [list(row.values()) for row in rows]), end="")

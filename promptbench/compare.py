@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from promptbench.console import plain
 from promptbench.errors import UserError, unknown
 from promptbench.records import Fault, Record, read_records
 from promptbench.stats import Runs, harmonic_mean, t_half_width
@@ -105,12 +106,12 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         trial = record.trial
         changed = " ".join(filter(None, (trial.variant, trial.precision if mixed else "")))
-        names.append(f"{trial.method} ({changed})" if changed else trial.method)
+        names.append(plain(f"{trial.method} ({changed})" if changed else trial.method))
         for counts in record.evaluations:
             rows.append(
                 {
                     "method": names[-1],
-                    "dataset": counts.dataset,
+                    "dataset": plain(counts.dataset),
                     "source": counts.dataset == trial.dataset and get_benchmark(trial.benchmark).transfer,
                     "classes": counts.classes,
                     "shots": trial.shots,
@@ -125,10 +126,10 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             )
     table = pd.DataFrame(rows)
     table.attrs["benchmark"] = ", ".join(sorted({r.trial.benchmark for r in records}))
-    table.attrs["backbone"] = ", ".join(sorted({r.trial.backbone for r in records}))
-    table.attrs["labels"] = sorted({label for record in records for label in record.labels})
-    table.attrs["notes"] = sorted({note for record in records for note in record.notes})
-    table.attrs["provenance"] = _provenance(names, records)
+    table.attrs["backbone"] = ", ".join(sorted({plain(r.trial.backbone) for r in records}))
+    table.attrs["labels"] = sorted({plain(label) for record in records for label in record.labels})
+    table.attrs["notes"] = sorted({plain(note) for record in records for note in record.notes})
+    table.attrs["provenance"] = list(map(plain, _provenance(names, records)))
     cell = ["method", "dataset", "classes", "shots", "seed"]
     double = table[table.duplicated(cell, keep=False)]
     if len(double):

@@ -5,9 +5,11 @@ A record is added and may be forgotten: only sums are kept, so that many thousan
 
 import base64
 import io
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
@@ -168,6 +170,10 @@ class Album:
         # Only what the split names is read: a record from elsewhere must not show other files.
         if dataset is None or path not in paths:
             return
+        if dataset.root is not None and not _lies_in(dataset.root, path):
+            text = f"{path!r} is a link that leads out of its folder; a report does not follow it"
+            self.missing.setdefault(name, text)
+            return
         try:
             picture = dataset.picture(path)
         except UserError as error:
@@ -193,6 +199,11 @@ class Album:
                 self.missing[name] = str(error)
                 self._datasets[name] = None, frozenset()
         return self._datasets[name]
+
+
+def _lies_in(root: Path, path: str) -> bool:
+    """Whether a picture lies under the root of its dataset when all links are followed."""
+    return Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root))
 
 
 def thumbnail(picture: Image.Image) -> Thumbnail:

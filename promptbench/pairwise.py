@@ -1,11 +1,10 @@
 """Methods in pairs (`promptbench.stats.all_pairs`): the full table, and the few sentences that sum it up."""
 
-import textwrap
-
 import pandas as pd
 
+from promptbench.console import fill
 from promptbench.stats import ALPHA
-from promptbench.tables import TITLES, WIDTH, Format, escape, few, terminal
+from promptbench.tables import TITLES, Format, escape, few, markdown, terminal
 
 FEW = 5
 #: what is asked, and the column of its corrected p-values
@@ -22,7 +21,7 @@ NOTE = (
 
 def summary(pairs: pd.DataFrame) -> str:
     """Which pairs differ significantly, for the terminal: the two questions, under each a line per metric."""
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=" " * 6) for line in sentences(pairs))
+    return "\n".join(fill(line, " " * 6) for line in sentences(pairs))
 
 
 def sentences(pairs: pd.DataFrame) -> list[str]:
@@ -100,6 +99,7 @@ def render(pairs: pd.DataFrame, style: Format, title: str = "") -> str:
     text = ["metric", "shots", "method", "other"]
     align = ["left" if column in text else "right" for column in shown]
     if style == "md":
+        shown[["method", "other"]] = shown[["method", "other"]].map(markdown)
         table = shown.to_markdown(index=False, colalign=align, disable_numparse=True)
         return f"{table}\n\n{NOTE}\n"
     if style == "latex":

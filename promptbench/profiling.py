@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from promptbench import cards, data
+from promptbench import cards, console, data
 from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
 from promptbench.method import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
@@ -125,19 +125,11 @@ def sentence(cost: Cost) -> str:
 
 def render(costs: Sequence[Cost], backbone: str) -> str:
     """The rows as a table for the terminal, in milliseconds and MB."""
-    import rich.box
-    from rich.console import Console
-    from rich.table import Table
-
     compared = any(cost.ratio is not None for cost in costs)
-    table = Table(
-        title=f"One training step on {backbone}, ms", box=rich.box.SIMPLE_HEAD, title_justify="left"
-    )
     left = ["method"]
     right = ["classes", "batch", "step", "text", "image", "optimiser", "frozen*", "data*", "MB", "GFLOP"]
     right += ["of matmul", "parameters", *(["official way", "MB", "ratio"] if compared else [])]
-    for name in left + right:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    rows = []
     for row in map(asdict, costs):
         parts = [row[key] for key in ("fast_seconds", "text", "image", "optimiser", "frozen", "data")]
         cells = [row["method"], str(row["classes"]), str(row["batch"]), *(f"{1e3 * x:.1f}" for x in parts)]
@@ -146,13 +138,10 @@ def render(costs: Sequence[Cost], backbone: str) -> str:
         if compared:
             cells += [f"{1e3 * row['reference_seconds']:.1f}", f"{row['reference_peak_bytes'] / 1e6:.1f}"]
             cells += [f"{row['ratio']:.2f}"]
-        table.add_row(*cells)
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(table)
-    console.print(
-        "* no part of the step: frozen features are computed once per view, pictures are decoded beside."
-    )
-    return console.file.getvalue()  # type: ignore[attr-defined]
+        rows.append(cells)
+    drawn = console.table(left + right, rows, f"One training step on {backbone}, ms", right=set(right))
+    note = "* no part of the step: frozen features are computed once per view, pictures are decoded beside."
+    return f"{drawn}{console.fill(note)}\n"
 
 
 class Step:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from promptbench.console import plain, say
 from promptbench.errors import UserError
 from promptbench.records import Record
 from promptbench.train import Progress
@@ -37,7 +38,7 @@ class PlainReporter:
         pass
 
     def _print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        say(plain(line), err=True)
 
     def start(self, trial: Trial, number: int, total: int) -> None:
         self.running.add(trial.hash)
@@ -78,14 +79,14 @@ class RichReporter(PlainReporter):
 
         super().__init__()
         self.bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("epochs"),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, markup=False, emoji=False, highlight=False),
             transient=True,
         )
         self.total = len(trials)
@@ -101,12 +102,12 @@ class RichReporter(PlainReporter):
         self.bars.stop()
 
     def _print(self, line: str) -> None:
-        self.bars.console.print(line, markup=False, highlight=False)
+        self.bars.console.print(plain(line))
 
     def start(self, trial: Trial, number: int, total: int) -> None:
         self.running.add(trial.hash)
         if trial.hash not in self.tasks:  # it may start again where its worker died
-            self.tasks[trial.hash] = self.bars.add_task(trial.label, total=_epochs(trial)), 0
+            self.tasks[trial.hash] = self.bars.add_task(plain(trial.label), total=_epochs(trial)), 0
 
     def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
         task, before = self.tasks[trial.hash]

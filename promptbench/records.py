@@ -124,6 +124,17 @@ class Record(BaseModel):
     #: what else a reader of the figures must know, such as "taskres: no residual, so zero-shot text, for ..."
     notes: list[str] = []
 
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        numbers = [self.trainable_parameters, self.steps, self.peak_memory_bytes]
+        numbers += [self.trial.shots, self.trial.seed]
+        for one in self.evaluations:
+            numbers += [one.total, *(n for counts in one.per_class.values() for n in counts)]
+            numbers += [confused.count for confused in one.confused]
+        if not self.evaluations or min(numbers) < 0 or max(numbers) >= 2**63:
+            raise ValueError("nothing was measured, or a number is negative or beyond 63 bits")
+        return self
+
     @property
     def pictures_per_second(self) -> float:
         """Training pictures per second, 0 where nothing was trained."""

@@ -20,6 +20,7 @@ from promptbench.records import Record
 from promptbench.stats import jackknife
 from promptbench.steptime import ATTEMPTS, Pace, against, make_timer
 from promptbench.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
+from promptbench.tables import markdown
 from promptbench.trial import Trial
 
 
@@ -204,17 +205,20 @@ def summary(report: Report, baseline: Baseline) -> str:
     limits, n = baseline.limits, len(report.problems)
     head = "no regression" if not n else f"{n} regression{'s' if n > 1 else ''}"
     lines = [f"## promptbench regress: {head}", ""]
-    lines += [f"- **{kind}**:{text}" for kind, _, text in (one.partition(":") for one in report.problems)]
+    lines += [
+        f"- **{markdown(kind)}**:{markdown(text)}"
+        for kind, _, text in (one.partition(":") for one in report.problems)
+    ]
     lines += [*([""] if n else []), "| method | data | baseline | now | change [95 %] | verdict |"]
     lines.append("|:--|:--|--:|--:|--:|:--|")
     for row in report.accuracy:
         interval = "" if math.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]"
         numbers = f"{row.before:.2f} | {row.now:.2f} | {row.change:+.2f}{interval}"
-        lines.append(f"| {row.method} | {row.data} | {numbers} | {row.verdict} |")
+        lines.append(f"| {markdown(row.method)} | {markdown(row.data)} | {numbers} | {row.verdict} |")
     lines += ["", "| training step | baseline | now | change | verdict |", "|:--|--:|--:|--:|:--|"]
     for pace in report.steps:
         numbers = f"{pace.before:.3f} | {pace.now:.3f} | {pace.change:+.0%}"
-        lines.append(f"| {pace.method} | {numbers} | {pace.verdict} |")
+        lines.append(f"| {markdown(pace.method)} | {numbers} | {pace.verdict} |")
     made = baseline.environment
     where = (
         f"{made.get('platform')}, {made.get('device_name')}, torch {made.get('packages', {}).get('torch')}"
@@ -224,8 +228,8 @@ def summary(report: Report, baseline: Baseline) -> str:
         "Accuracy in percent, mean of base and novel half; a fall counts if its 95 % interval excludes zero "
         f"and it is more than {limits.average:g} points on average or {limits.dataset:g} on a dataset. Steps "
         f"in units of a reference workload timed in turn with them; more than {limits.slower:+.0%} counts.",
-        f"Baseline: commit {str(made.get('commit'))[:12]}, {where}.",
-        *report.notes,
+        markdown(f"Baseline: commit {str(made.get('commit'))[:12]}, {where}."),
+        *map(markdown, report.notes),
     ]
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import promptbench
 from promptbench import report_tables, wording
+from promptbench.cards import cards
 from promptbench.compare import comparable, is_whole_test, measured, notes, refuse_newer
+from promptbench.console import plain
+from promptbench.errors import UserError, unknown
 from promptbench.files import write_atomic
 from promptbench.material import Material
 from promptbench.mistakes import Album, Mistakes, Who
@@ -76,11 +79,33 @@ def write_report(
     pictures, or raises UserError. Raises UserError where `compare.load_records` and `compare.frame` do,
     except that records which cannot be read are listed in the report.
     """
-    from promptbench.data import load
-
-    album = Album(find or load)
+    album = Album(find or finder())
     write_atomic(file, build(collect(out, benchmarks, backbone), benchmarks, backbone, album))
     return album.missing
+
+
+def finder(own: "Sequence[Dataset]" = (), root: Path | None = None) -> "Callable[[str], Dataset]":
+    """Which datasets a report shows pictures of: those the user named (``own``) and shipped ones, embedded or
+    under the data root; ``finder()(name)`` gives one or raises UserError.
+
+    A record may come from anybody: what it calls its dataset opens no card and no folder.
+    """
+    from promptbench.data import load
+
+    named = {one.name: one for one in own}
+    if len(named) < len(own):
+        twice = next(one.name for one in own if named[one.name] is not one)
+        raise UserError(f"Two datasets are called {twice!r}; give one of them with --dataset.")
+
+    def find(name: str) -> "Dataset":
+        if name in named:
+            return named[name]
+        if name in cards() or name.rpartition(":")[0] in cards():
+            return load(name, root)
+        hint = "A report opens shipped datasets and what --dataset names (a card or a folder), nothing else."
+        raise unknown("dataset", name, [*named, *cards()], hint)
+
+    return find
 
 
 def collect(out: Path, benchmarks: Sequence[str] = (), backbone: str | None = None) -> Collected:
@@ -97,6 +122,9 @@ def _collect(out: Path, benchmarks: Sequence[str], backbone: str | None) -> Coll
         if isinstance(record, Fault):
             refuse_newer([record])
             found.broken.append(record.path)
+            continue
+        if record.trial.benchmark not in BENCHMARKS:  # nothing is known of how it is read
+            found.aside += 1
             continue
         if not benchmarks or record.trial.benchmark in benchmarks:
             who = Who.of(record.trial)
@@ -195,9 +223,18 @@ def _render(**values: Any) -> str:
     script act, which it knows by their hashes."""
     import jinja2
 
+    def shown(value: Any) -> Any:
+        """Text from records without characters that hide; the page's own stays as it is."""
+        return plain(value) if type(value) is str else value
+
     loader = jinja2.PackageLoader("promptbench", "html")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        finalize=shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     parts = {kind: loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js")}
     digests = {

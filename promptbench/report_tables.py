@@ -195,7 +195,10 @@ def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> li
         first = next(pairs[0] for where, pairs in listed.items() if where.dataset == name and pairs)
         fold.hint = f"most often: {first.true} taken for {first.predicted}"
         if name in album.missing:
-            fold.remark = "The pictures of this dataset were not at hand when the report was made."
+            fold.remark = (
+                "The pictures of this dataset were not at hand when the report was made. It shows those of "
+                "shipped datasets and of what --dataset names, and follows no links out of their folders."
+            )
     return list(folds.values())
 
 
@@ -289,7 +292,9 @@ def hashes(records: Sequence[Record]) -> Table:
 
     listed = [
         *rows(((r.trial.backbone, r.hashes.get("weights", r.trial.weights)) for r in records), "weights"),
-        *rows(((r.environment.get("promptbench", ""), r.hashes.get("code", "-")) for r in records), "code"),
+        *rows(
+            ((str(r.environment.get("promptbench", "")), r.hashes.get("code", "-")) for r in records), "code"
+        ),
         *rows(
             (("+".join(sorted({e.dataset for e in r.evaluations})), r.trial.data) for r in records), "data"
         ),

@@ -1,16 +1,15 @@
 """Tables of a summary (`promptbench.compare.summarise`) for the terminal, for papers and for programs."""
 
-import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
+from promptbench import console
+
 AVERAGE = "average"
 SPACES = ("base", "novel", "all")
 Format = Literal["table", "md", "csv", "latex", "json"]
-WIDTH = 112  # of sentences below a table in the terminal
 TITLES = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
 
 
@@ -164,8 +163,9 @@ def render(
     shown, said = _text(rows, intervals), notes(summary, datasets, intervals)
     if style == "table":
         return terminal(shown, title, said)
-    if style == "latex":
-        shown = shown.map(escape)
+    if style != "table":
+        names = [str(name) for name in shown][: 2 if style == "md" else None]
+        shown[names] = shown[names].map(escape if style == "latex" else markdown)
     bold = r"\textbf{{{}}}" if style == "latex" else "**{}**"
     best = {TITLES[key]: clear_best(rows, key) for key in metrics(rows)}
     for column, clear in best.items():
@@ -175,6 +175,7 @@ def render(
     text = " ".join([f"{caption(summary)}.", *said])
     if style == "latex":
         return _latex(shown, escape(text))
+    text = markdown(text)
     align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
     return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{text}\n"
 
@@ -200,25 +201,21 @@ def escape(text: str) -> str:
     special: dict[str, str | int | None] = {char: f"\\{char}" for char in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"±": r"$\pm$", "<": "$<$", ">": "$>$"}
-    return text.translate(str.maketrans(special))
+    # LaTeX would take it for the option of the line break before it
+    guard = "{}" if text.startswith(("[", "*")) else ""
+    return guard + text.translate(str.maketrans(special))
+
+
+def markdown(text: str) -> str:
+    """Plain text as Markdown, in a table's cell too. What our own sentences and names hold stays as it is."""
+    special: dict[str, str | int | None] = {char: f"\\{char}" for char in "\\`*<|$~"}
+    return text.translate(str.maketrans(special)).replace("](", "]\\(")
 
 
 def terminal(shown: pd.DataFrame, title: str, said: list[str]) -> str:
-    """Drawn with rich: the first column is written once per group."""
-    import rich.box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None, box=rich.box.SIMPLE_HEAD, title_justify="left")
-    for column in shown.columns:
-        left = column in ("dataset", "metric", "method", "other")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    groups = list(shown.iloc[:, 0])
-    for i, row in enumerate(shown.itertuples(index=False)):
-        first = i == 0 or groups[i - 1] != groups[i]
-        end = i + 1 == len(groups) or groups[i + 1] != groups[i]
-        table.add_row(row[0] if first else "", *row[1:], end_section=end)
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(table)
-    lines = "\n".join(textwrap.fill(line, WIDTH) for line in said)
-    return console.file.getvalue() + lines + "\n"  # type: ignore[attr-defined]
+    """For the screen: the first column is written once per group."""
+    words = {"dataset", "metric", "method", "other"}
+    columns = [str(column) for column in shown.columns]
+    rows = shown.values.tolist()
+    drawn = console.table(columns, rows, title, right=set(columns) - words, grouped=True)
+    return drawn + "\n".join(map(console.fill, said)) + "\n"

@@ -7,7 +7,7 @@
 from collections.abc import Callable
 
 from promptbench.plots.ablation import ablation
-from promptbench.plots.base import Drawing, Material
+from promptbench.plots.base import Drawing, Material, styled
 from promptbench.plots.base_novel import base_novel
 from promptbench.plots.curves import curves
 from promptbench.plots.fewshot import fewshot
@@ -32,9 +32,5 @@ FIGURES: dict[str, Callable[[Material], Drawing]] = {
 
 def draw(name: str, material: Material) -> Drawing:
     """The figure called ``name``, in the style of all. Raises UserError where the material cannot give it."""
-    import matplotlib
-
-    from promptbench.plots.base import STYLE
-
-    with matplotlib.rc_context(STYLE):
+    with styled():
         return FIGURES[name](material)

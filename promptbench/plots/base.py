@@ -1,17 +1,21 @@
 """What a drawing is, and the style and helpers all figures share."""
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
+
+from promptbench.plots.backend import matplotlib  # isort: skip  # before anything else of matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogFormatter
 
 from promptbench.errors import UserError
 from promptbench.files import write_atomic
@@ -36,9 +40,13 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "0.92",
+    # Names are anybody's text: a dollar in one is a dollar.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 DPI = 200
 WIDTH = 6.5  # inches: the text of a page
+TALLEST = 100  # inches of a figure
 REACHES = (5, 9, 14, 20, 28, 38, 50, 64)  # points between a point and its name: nearer is better
 NAMES = {
     "hm": "Harmonic mean of base and novel accuracy (%)",
@@ -68,6 +76,22 @@ def point(material: Material, row: Any) -> dict[str, Any]:
     return look(material, row["method"]) | hollow
 
 
+@contextmanager
+def styled(**more: Any) -> Iterator[None]:
+    """The style of all figures. What matplotlib warns about (a character that its font has not got, a label
+    without room) is seen in the figure."""
+    with matplotlib.rc_context(STYLE | more), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+class PlainLog(LogFormatter):
+    """Numbers at a logarithmic axis as plain text."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.10g}" if super().__call__(x, pos) else ""
+
+
 @dataclass
 class Drawing:
     """A figure, the rows it shows, and what is to be said of it in sentences."""
@@ -81,14 +105,14 @@ class Drawing:
         """The figure as a file: png, pdf or svg. The same records give the same bytes: no dates."""
         metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
         file = io.BytesIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+        with styled(**{"svg.hashsalt": self.name}):
             self.figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         return file.getvalue()
 
     def pixels(self) -> Any:
         """The figure as a buffer [height, width, 4] of bytes (RGBA): drawn once, while `image` draws twice to
         find the layout, which may differ by some pixels."""
-        with matplotlib.rc_context(STYLE):
+        with styled():
             self.figure.set_dpi(DPI)
             canvas = FigureCanvasAgg(self.figure)
             canvas.draw()
@@ -104,7 +128,11 @@ class Drawing:
 
 
 def new_figure(width: float = WIDTH, height: float = 3.7) -> Figure:
-    """An empty figure that no display and no global state knows of."""
+    """An empty figure that no display and no global state knows of. Raises UserError if it is too tall."""
+    need(
+        height <= TALLEST,
+        "There are too many methods or datasets for one figure; keep some in an --out of their own.",
+    )
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

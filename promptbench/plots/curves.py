@@ -1,9 +1,11 @@
 """Training curves: loss by epoch and, where it was measured, validation accuracy."""
 
 import json
+from typing import Any
 
 import pandas as pd
 
+from promptbench.console import plain
 from promptbench.plots.base import COLOURS, LINES, Drawing, Material, bottom, legend_below, need, panels
 from promptbench.records import METRICS
 
@@ -15,7 +17,7 @@ def curves(material: Material) -> Drawing:
 
     Read from the metrics beside the records. Raises UserError where there are none.
     """
-    data = history(material)
+    data, broken = history(material)
     need(
         len(data),
         f"No {METRICS} of more than one epoch lie beside the records under {material.out}; curves need them.",
@@ -45,32 +47,38 @@ def curves(material: Material) -> Drawing:
         one.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     bottom(axes, "Epoch")
     legend_below(figure, axes)
-    return Drawing("curves", figure, data)
+    said = [f"{broken} {METRICS} cannot be read and are no part of the curves."] if broken else []
+    return Drawing("curves", figure, data, said)
 
 
-def history(material: Material) -> pd.DataFrame:
-    """method, dataset, epoch, loss and, if any, val_accuracy: means over seeds, at the most shots."""
+def history(material: Material) -> tuple[pd.DataFrame, int]:
+    """method, dataset, epoch, loss and, if any, val_accuracy: means over seeds, at the most shots; and
+    how many files cannot be read."""
     most = max((record.trial.shots for record in material.records), default=0)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    broken = 0
+    out = material.out.resolve()
     for record in material.records:
         if record.trial.shots != most or not most:
             continue
         path = record.trial.folder(material.out) / METRICS
-        if not path.exists():
+        # A record may come from anybody: none names a file elsewhere.
+        if not path.resolve().is_relative_to(out) or not path.is_file():
             continue
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            values = {key: row.get(key) for key in COLUMNS}
-            rows.append(
-                {
-                    "method": material.labels[record.hash[:8]],
-                    "dataset": record.trial.dataset,
-                    "epoch": row["epoch"],
-                    **values,
-                }
-            )
+        about = {"method": material.labels[record.hash[:8]], "dataset": plain(record.trial.dataset)}
+        try:
+            rows += [about | _numbers(line) for line in path.read_text("utf-8").splitlines()]
+        except (OSError, ValueError, TypeError, KeyError):
+            broken += 1
     if not rows:
-        return pd.DataFrame()
+        return pd.DataFrame(), broken
     found = pd.DataFrame(rows).groupby(["method", "dataset", "epoch"], sort=False, as_index=False).mean()
     several = found.groupby("method")["epoch"].transform("max") > 1
-    return found[several].dropna(axis="columns", how="all").reset_index(drop=True)
+    return found[several].dropna(axis="columns", how="all").reset_index(drop=True), broken
+
+
+def _numbers(line: str) -> dict[str, float | None]:
+    """Epoch and measures of a line. Raises ValueError, TypeError or KeyError if it is none."""
+    row = json.loads(line)
+    values = {key: None if (value := row.get(key)) is None else float(value) for key in COLUMNS}
+    return {"epoch": int(row["epoch"]), **values}

@@ -23,7 +23,7 @@ def heatmap(material: Material) -> Drawing:
     figure = new_figure(min(WIDTH, 1.8 + 0.55 * gain.shape[1] + 0.8), height)
     axes = figure.subplots()
     values = gain.to_numpy(dtype=float)
-    most = max(1.0, float(np.nanmax(np.abs(values))))
+    most = max(1.0, float(np.nan_to_num(np.abs(values)).max(initial=0)))
     # Purple to orange: told apart with every common colour blindness.
     image = axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
     for (i, j), value in np.ndenumerate(values):

@@ -1,9 +1,10 @@
 """How much each block's read-out is changed by the prompts, by tower."""
 
-import numpy as np
 import pandas as pd
 
 from promptbench.plots.base import Drawing, Material, legend_below, line, need, new_figure
+
+TOWERS = ("text", "vision")
 
 
 def prompts(material: Material) -> Drawing:
@@ -12,21 +13,19 @@ def prompts(material: Material) -> Drawing:
     Raises UserError if no record has it (records made before it was measured, methods that leave the towers
     alone).
     """
-    changes: dict[tuple[str, str], list[list[float]]] = {}
-    for record in material.records:
-        for tower, change in record.influence.items():
-            changes.setdefault((tower, material.labels[record.hash[:8]]), []).append(change)
+    rows = [
+        (tower, material.labels[record.hash[:8]], block, change)
+        for record in material.records
+        for tower in TOWERS
+        for block, change in enumerate(record.influence.get(tower, ()), 1)
+    ]
     need(
-        changes,
+        rows,
         "None of the records holds the influence of prompts; run a method that prompts a tower.",
     )
-    data = pd.DataFrame(
-        [
-            {"tower": tower, "method": method, "block": block, "change": mean, "records": len(several)}
-            for (tower, method), several in changes.items()
-            for block, mean in enumerate(np.mean(several, axis=0).tolist(), 1)
-        ]
-    )
+    table = pd.DataFrame(rows, columns=["tower", "method", "block", "change"])
+    groups = table.groupby(["tower", "method", "block"], sort=False)["change"]
+    data = groups.agg(change="mean", records="size").reset_index()
     towers = sorted(data["tower"].unique())
     figure = new_figure(height=3.2)
     axes = figure.subplots(1, len(towers), sharey=True, squeeze=False)[0]

@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 
 from promptbench.costs import COSTS, step_gflop
-from promptbench.plots.base import NAMES, Drawing, Material, error_bars, label_points, need, new_figure, point
+from promptbench.plots.base import (
+    NAMES,
+    Drawing,
+    Material,
+    PlainLog,
+    error_bars,
+    label_points,
+    need,
+    new_figure,
+    point,
+)
 
 FEW = 8  # up to so many points the labels also hold the cost
 
@@ -90,6 +100,8 @@ def _draw(axes: Any, material: Material, main: pd.DataFrame, beside: pd.DataFram
     points, free = main[main[cost] > 0], main[main[cost] == 0].sort_values(metric)
     beside = beside[beside[cost] > 0]
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(PlainLog())
+    axes.xaxis.set_minor_formatter(PlainLog())
     axes.margins(x=0.1, y=0.12)
     front = points[points["pareto"]]
     axes.step(
