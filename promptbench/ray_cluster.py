@@ -19,7 +19,7 @@ import torch
 from promptbench import environment
 from promptbench.errors import UserError
 from promptbench.execute import Job, Reporter, Results, Worker, claim
-from promptbench.files import write_atomic
+from promptbench.files import sweep, write_atomic
 from promptbench.local import jobs_asked
 from promptbench.memory import estimate
 from promptbench.method import get_method
@@ -269,6 +269,7 @@ class _Driver:
             record = parse(answer[RECORD], RECORD)
             assert isinstance(record, Record)  # a node with the same code wrote it
             folder = trial.folder(self.job.out)
+            sweep(folder)
             for name in (*FILES, RECORD):
                 if name in answer:
                     write_atomic(folder / name, answer[name])
