@@ -12,21 +12,14 @@ class UserError(Exception):
     """Something the user can put right. Its text names the cause and the fix; it never shows a traceback."""
 
 
-class _Short(reprlib.Repr):
-    """``repr`` of the first few parts of a value, whatever its size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, 200, 200
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 8
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() < 1000 else f"a number of {x.bit_length()} bits"
+_short = reprlib.Repr()  # `repr` of the first few parts of a value, whatever its size
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 200, 200
+_short.maxdict = _short.maxlist = _short.maxtuple = _short.maxset = 8
 
 
 def shown(value: Any, width: int = 80) -> str:
     """``repr`` of a value in about ``width`` characters, made without that of the whole."""
-    return brief(_Short().repr(value), width)
+    return brief(_short.repr(value), width)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -18,6 +18,7 @@ import yaml
 from promptbench.errors import UserError
 
 YAML_BOUND = 1 << 18  # characters of a YAML text, and of what its aliases stand for
+_DIGITS = 1000  # of a number
 ABANDONED = 3600  # seconds: nobody is still writing a temporary file that has not changed for so long
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `write_atomic` calls them
 
@@ -133,12 +134,14 @@ def parse_yaml(text: str | bytes) -> Any:
         if _written_out(node, {}) > YAML_BOUND:
             raise ValueError("its aliases (*name) stand for too much; write the values out")
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, or a date of no day
-        raise ValueError(" ".join(str(error).split())) from None
+    except Exception as error:  # PyYAML fails in many ways: bytes, a date of no day, `!!bool perhaps`
+        what = "" if isinstance(error, yaml.YAMLError | ValueError) else f"{type(error).__name__}: "
+        raise ValueError(what + " ".join(str(error).split())) from None
 
 
 def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
-    """Characters of a node if every alias in it were written out; without end if it holds itself."""
+    """Characters of a node if every alias in it were written out; without end if it holds itself. Raises
+    ValueError for a number of very many digits: reading 1:1:1 ... to the base of 60 takes their square."""
     if id(node) not in sizes:
         sizes[id(node)] = float("inf")
         if isinstance(node, yaml.MappingNode):
@@ -146,6 +149,8 @@ def _written_out(node: yaml.Node, sizes: dict[int, float]) -> float:
         else:
             parts = node.value if isinstance(node, yaml.SequenceNode) else []
         own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if own > _DIGITS and node.tag.endswith((":int", ":float")):
+            raise ValueError(f"it has a number of {own} characters")
         sizes[id(node)] = 1 + own + sum(_written_out(part, sizes) for part in parts)
     return sizes[id(node)]
 
@@ -185,7 +190,8 @@ def default_folder() -> Path:
     """
     if given := os.environ.get("PROMPTBENCH_CACHE"):
         return Path(given)
-    found = platformdirs.user_cache_path("promptbench")
-    if not found.is_absolute():
-        raise UserError("There is no home folder for the cache; name a folder in PROMPTBENCH_CACHE.")
-    return found
+    with suppress(RuntimeError):  # what newer platformdirs raises; older ones answer with a relative path
+        found = platformdirs.user_cache_path("promptbench")
+        if found.is_absolute():
+            return found
+    raise UserError("There is no home folder for the cache; name a folder in PROMPTBENCH_CACHE.")
