@@ -77,6 +77,10 @@ def _app(
     ] = False,
 ) -> None:
     """Prompt learning on CLIP: train, evaluate and compare methods on one engine."""
+    try:
+        Path.cwd()  # libraries end the process without a word about it
+    except OSError:
+        raise UserError("The folder this command was started in is gone; change to another.") from None
 
 
 @app.command(

@@ -26,8 +26,9 @@ from promptbench.weights import Shape
 
 # Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
 Rate = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+# No count is near a million; a slip of zeros is told before it takes all memory.
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Settings(BaseModel):

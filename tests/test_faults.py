@@ -170,6 +170,15 @@ def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files.default_folder()
 
 
+def test_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "cwd", Mock(side_effect=FileNotFoundError))
+    assert call("ls", "benchmarks") == 2
+    assert "The folder this command was started in is gone" in capsys.readouterr().err
+
+
 def test_a_clock_that_was_set_back(trial: Trial, colours: data.Dataset, tmp_path: Path) -> None:
     """What is there was written a day from now; it is used as if it were old."""
 

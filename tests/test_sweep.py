@@ -201,6 +201,13 @@ def test_wrong_values_are_told_in_brief(tmp_path: Path, capsys: pytest.CaptureFi
     assert len(capsys.readouterr().err) < 2000
 
 
+@pytest.mark.parametrize("key", ["n_ctx", "batch_size", "epochs", "steps"])
+def test_a_slip_of_zeros(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["run", "coop", "--dataset", "icons", "--shots", "1", "--dry-run"]
+    assert call(*line, "--set", f"{key}=1000000000000") == 2
+    assert f"{key}: input should be less than or equal to 1000000" in capsys.readouterr().err
+
+
 def test_a_grid_too_large_to_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before any combination is made."""
     values = {
