@@ -9,23 +9,26 @@ longest time goes first.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from promptbench.errors import UserError
-from promptbench.files import canonical, hash_value, write_atomic
+from promptbench.files import canonical, hash_value, lock, remove, temporary, write_atomic
 
 VERSION = 2  # to be raised when the code gives other features under an unchanged key
-SUFFIX = ".safetensors"
+SUFFIX, LOCK = ".safetensors", ".lock"
+_FEATURES, _LOCK = (re.compile(f"[0-9a-f]{{64}}{re.escape(suffix)}") for suffix in (SUFFIX, LOCK))
+_UNFINISHED = re.compile(rf"\.{_FEATURES.pattern}\.\w+")
 _TOLD = ("what", "weights", "precision", "dataset", "draw")  # what of a key `promptbench cache ls` shows
+_Seen = tuple[float, int, Path]  # of a file: when last used, bytes, path
 
 
 def default_bound() -> int:
@@ -56,43 +59,68 @@ class FeatureCache:
         path = self.folder / f"{hash_value([VERSION, key])}{SUFFIX}"
         if (found := _read(path)) is not None:
             return found
-        with _alone(path.with_suffix(".lock")):
-            if (found := _read(path)) is not None:  # another process was at it
-                return found
-            tensor = compute().cpu().contiguous()
-            about = canonical({name: key[name] for name in _TOLD if name in key})
-            with suppress(UserError):  # a cache that cannot be written costs time, never a result
-                write_atomic(path, save({"features": tensor}, {"sha256": _digest(tensor), "about": about}))
-                self._bound(path)
-        return tensor
+        turn = path.with_suffix(LOCK)
+        with lock(turn):  # it saves work; the files are safe without it
+            try:
+                if (found := _read(path)) is not None:  # another process was at it
+                    return found
+                tensor = compute().cpu().contiguous()
+                about = canonical({name: key[name] for name in _TOLD if name in key})
+                with suppress(UserError):  # a cache that cannot be written costs time, never a result
+                    write_atomic(
+                        path, save({"features": tensor}, {"sha256": _digest(tensor), "about": about})
+                    )
+                    self._bound(path)
+                return tensor
+            finally:
+                # Whoever waits on the deleted file looks for the features first when its turn comes.
+                remove(turn)
 
     def _bound(self, newest: Path) -> None:
         """Delete what was not used for the longest time until the folder is below its bound."""
-        entries = sorted(entry for entry in self._files() if entry[2] != newest)
-        total = sum(size for _, size, _ in entries) + newest.stat().st_size
+        entries = sorted(self._features(unfinished=True))
+        total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self.bound:
                 return
-            path.unlink(missing_ok=True)
-            total -= size
+            if path != newest and remove(path):
+                total -= size
 
-    def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When last used, bytes and path of every file of features."""
-        for path in self.folder.glob(f"*{SUFFIX}") if self.folder else ():
-            with suppress(FileNotFoundError):  # deleted by another process meanwhile
-                seen = path.stat()
-                yield seen.st_mtime, seen.st_size, path
+    def _features(self, unfinished: bool = False) -> Iterator[_Seen]:
+        """The files of features; also those that nobody may ever finish."""
+        for path in _inside(self.folder):
+            if _FEATURES.fullmatch(path.name) or (unfinished and _UNFINISHED.fullmatch(path.name)):
+                yield from _seen(path)
+
+    def _leftovers(self) -> Iterator[_Seen]:
+        """What killed processes left: locks, files they had not finished, work of nodes of a Ray cluster."""
+        if self.folder is None:
+            return
+        for path in _inside(self.folder):
+            if _UNFINISHED.fullmatch(path.name) or _LOCK.fullmatch(path.name):
+                yield from _seen(path)
+        for path in (path for name in ("fewshot", "listings") for path in _inside(self.folder / name)):
+            if temporary(path.name):
+                yield from _seen(path)
+        for folder, _, names in os.walk(self.folder / "ray"):
+            for name in names:
+                yield from _seen(Path(folder, name))
 
     def entries(self) -> list["Entry"]:
         """What is in the folder, most recently used first."""
-        return [Entry(*one, _about(one[2])) for one in sorted(self._files(), reverse=True)]
+        return [Entry(*one, _about(one[2])) for one in sorted(self._features(), reverse=True)]
+
+    def leftovers(self) -> tuple[int, int]:
+        """How many files killed processes left in the folder, and their bytes."""
+        sizes = [size for _, size, _ in self._leftovers()]
+        return len(sizes), sum(sizes)
 
     def clear(self) -> tuple[int, int]:
-        """Delete all features; how many files and bytes that were."""
-        files = list(self._files())
-        for _, _, path in files:
-            path.unlink(missing_ok=True)
-        return len(files), sum(size for _, size, _ in files)
+        """Delete all features and leftovers; how many files and bytes that were. Nothing else in the folder
+        is touched, and whoever is at work computes anew what it misses."""
+        found = [*self._features(), *self._leftovers()]
+        sizes = [size for _, size, path in found if remove(path)]
+        return len(sizes), sum(sizes)
 
 
 class Entry(NamedTuple):
@@ -104,23 +132,17 @@ class Entry(NamedTuple):
     about: dict[str, Any]
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds the lock ``path``, which a killed owner gives back. Where nothing can be locked, goes on without:
-    the lock saves work, the files are safe without it."""
-    lock = filelock.FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        # Whoever waits on the deleted file looks for the features first when its turn comes.
-        path.unlink(missing_ok=True)
-        lock.release()
+def _inside(folder: Path | None) -> list[Path]:
+    """What is in a folder, which others may delete at any time."""
+    with suppress(OSError):
+        return list(folder.iterdir()) if folder else []
+    return []
+
+
+def _seen(path: Path) -> Iterator[_Seen]:
+    with suppress(OSError):  # deleted meanwhile
+        found = path.stat()
+        yield found.st_mtime, found.st_size, path
 
 
 def _read(path: Path) -> Tensor | None:
@@ -140,7 +162,7 @@ def _about(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get("about", "{}")))
-    except (OSError, ValueError, safetensors.SafetensorError):
+    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError):
         return {}
 
 

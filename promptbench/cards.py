@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptbench.errors import UserError, invalid, unknown
+from promptbench.files import read_yaml
 
 POCKET = "pocket"  # the embedded default: a backbone and a suite
 Half = Literal["base", "novel", "all"]
@@ -85,12 +85,7 @@ class Suite(BaseModel):
 
 
 def _read(path: Path, what: str, kind: type[Any]) -> Any:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, or a date of no day
-        raise UserError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    values = read_yaml(path, what)
     if not isinstance(values, dict):
         raise UserError(f"The {what} {path} must map field names to values.")
     try:

@@ -78,6 +78,10 @@ def _app(
     ] = False,
 ) -> None:
     """Prompt learning on CLIP: train, evaluate and compare methods on one engine."""
+    try:
+        Path.cwd()  # libraries end the process without a word about it
+    except OSError:
+        raise UserError("The folder this command was started in is gone; change to another.") from None
 
 
 @app.command(
@@ -521,6 +525,12 @@ def cache_ls() -> None:
         _print_rows(rows)
     total = sum(entry.size for group in groups.values() for entry in group)
     say(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.bound / 1e6:,.0f} MB")
+    files, size = cache.leftovers()
+    if files:
+        say(
+            f"left by killed commands: {files} files, {size / 1e6:.1f} MB; "
+            "`promptbench cache clear` deletes them"
+        )
 
 
 @cache_app.command(
@@ -530,7 +540,7 @@ def cache_ls() -> None:
     ),
 )
 def cache_clear() -> None:
-    """Delete all kept features; they are computed anew when needed."""
+    """Delete all kept features, and what killed commands left; features are computed anew when needed."""
     from promptbench.cache import FeatureCache
     from promptbench.files import default_folder
 
@@ -781,9 +791,8 @@ def _raise_failure(outcome: "Outcome") -> None:
 
 def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``["rank=2", "coop.lr=0.1"]`` -> settings by method name; a key alone goes to all that know it."""
-    import yaml
-
     from promptbench.errors import unknown
+    from promptbench.files import parse_yaml
     from promptbench.method import get_method
 
     found: dict[str, dict[str, Any]] = {name: {} for name in methods}
@@ -792,8 +801,8 @@ def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[s
         if not equals or not key:
             raise UserError(f"--set takes KEY=VALUE, not {pair!r}.")
         try:
-            value = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError:
+            value = parse_yaml(text) if text.strip() else ""
+        except ValueError:
             value = text
         target, dot, name = key.partition(".")
         if dot and target not in found:

@@ -14,8 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptbench.errors import UserError
+from promptbench.errors import UserError, brief, shown
 from promptbench.files import default_folder, write_atomic
+
+_LARGEST = 64 << 20  # bytes of a foreign draw: a million pictures
+_PATH = 4096  # characters of a path: no file system has longer ones
 
 if TYPE_CHECKING:
     from promptbench.data import Dataset, Item
@@ -76,29 +79,48 @@ class _Datum:
         self.__dict__.update(state)
 
 
-class _Reader(pickle.Unpickler):
+#: What a list of pictures needs. Nothing here calls a function or makes a value larger than its part of the
+#: file; places in the memo are a dict's, so that a large number reserves nothing.
+_OPCODES = (
+    "PROTO FRAME MARK STOP EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
+    "SETITEM SETITEMS SHORT_BINUNICODE BINUNICODE BININT BININT1 BININT2 LONG1 NONE NEWTRUE NEWFALSE "
+    "BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL NEWOBJ BUILD"
+)
+
+
+class _Reader(pickle._Unpickler):  # the one in C takes all opcodes
+    dispatch = {
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in _OPCODES.split())
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("dassl.data.datasets.base_dataset", "Datum"):
             return _Datum
-        if (module, name) in {("copyreg", "_reconstructor"), ("builtins", "object")}:
-            return {"_reconstructor": lambda kind, *_: kind.__new__(kind), "object": object}[name]
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
 def import_draw(path: Path, dataset: "Dataset") -> "tuple[list[Item], list[Item]]":
     """The pictures of a foreign ``split_fewshot/shot_<K>-seed_<S>.pkl``, as items of ``dataset``.
 
-    Raises UserError if the file holds anything else, or a picture that is not in the dataset's split.
+    Raises UserError if the file holds anything else, or a picture that is not in the dataset's split. Takes
+    time and memory in proportion to the file and the dataset, whatever the file holds.
     """
     try:
-        found = _Reader(io.BytesIO(path.read_bytes())).load()
-        parts = {split: [_fields(one) for one in found.get(split, [])] for split in ("train", "val")}
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise pickle.UnpicklingError(f"larger than {_LARGEST >> 20} MB")
+        found = _Reader(io.BytesIO(content)).load()
+        parts = {
+            split: _fields(found.get(split, []), len(dataset.splits[split])) for split in ("train", "val")
+        }
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except Exception as error:  # a pickle can fail in any way
         raise UserError(
             f"{path} is no few-shot draw of Dassl, or holds more than one, and is not unpickled "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {brief(str(error))})."
         ) from None
     known = {split: {item.path: item for item in dataset.splits[split]} for split in ("train", "val")}
     return tuple(  # type: ignore[return-value]
@@ -106,10 +128,21 @@ def import_draw(path: Path, dataset: "Dataset") -> "tuple[list[Item], list[Item]
     )
 
 
-def _fields(datum: Any) -> tuple[str, int]:
-    if not isinstance(datum, _Datum):
-        raise TypeError(f"{type(datum).__name__} instead of a Datum")
-    return str(vars(datum)["_impath"]), int(vars(datum)["_label"])
+def _fields(data: Any, most: int) -> list[tuple[str, int]]:
+    """Paths and labels of Datums, at most ``most``. Raises TypeError or ValueError for anything else."""
+    if not isinstance(data, list):
+        raise TypeError(f"{type(data).__name__} instead of a list")
+    if len(data) > most:
+        raise ValueError(f"{len(data)} pictures, more than the split's {most}")
+    found = []
+    for one in data:
+        if not isinstance(one, _Datum):
+            raise TypeError(f"{type(one).__name__} instead of a Datum")
+        where, label = vars(one)["_impath"], vars(one)["_label"]
+        if not (type(where) is str and type(label) is int and len(where) <= _PATH):
+            raise TypeError("a Datum whose path or label is none")
+        found.append((where, label))
+    return found
 
 
 def _match(one: tuple[str, int], known: "Mapping[str, Item]", path: Path, dataset: str) -> "Item":
@@ -119,7 +152,10 @@ def _match(one: tuple[str, int], known: "Mapping[str, Item]", path: Path, datase
         item = known.get("/".join(parts[start:]))
         if item is not None and item.label == one[1]:
             return item
-    raise UserError(f"{path} names {one[0]!r} with label {one[1]}, which is not in the split of {dataset}.")
+    raise UserError(
+        f"{path} names {shown(one[0], 200)} with label {shown(one[1])}, which is not in the split of "
+        f"{dataset}."
+    )
 
 
 def draw_file(folder: Path, dataset: str, shots: int, seed: int) -> Path:

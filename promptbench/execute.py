@@ -1,14 +1,13 @@
 """Run trials: skip what is done, resume what was cut off, record what finishes, each by one process."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
 import torch
 import yaml
 from safetensors.torch import save
@@ -19,7 +18,7 @@ from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset, Item
 from promptbench.errors import UserError
 from promptbench.evaluate import evaluate, predict
-from promptbench.files import canonical, hash_file, hash_value, require_writable, write_atomic
+from promptbench.files import canonical, hash_file, hash_value, lock, require_writable, sweep, write_atomic
 from promptbench.frozen import chunks
 from promptbench.influence import SAMPLE, influence
 from promptbench.method import get_method, trainable_parameters, trained_rows
@@ -127,6 +126,7 @@ class Worker:
         mistake."""
         job, key = self.job, (trial.backbone, trial.pretrained)
         self.reporter.start(trial, number, total)
+        sweep(trial.folder(job.out))
         failed: UserError | None = None
         try:
             if key not in self.clips:
@@ -250,28 +250,13 @@ def identity(folder: Path) -> Identity | None:
     return seen.st_ino, seen.st_mtime_ns
 
 
-@contextmanager
-def claim(out: Path, trial: Trial, block: bool = False) -> Iterator[bool]:
+def claim(out: Path, trial: Trial, block: bool = False) -> AbstractContextManager[bool]:
     """The right to run a trial in ``out``: False if another process has it; ``block`` waits for it.
 
     A process that dies gives it back. Where a file system knows no locks it is granted to all, and two
     commands may do the same work twice; records stay whole.
     """
-    path = out / CLAIMS / f"{trial.hash}.lock"
-    lock = filelock.FileLock(path)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        lock.acquire(blocking=block, poll_interval=0.2)
-    except filelock.Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError):
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return lock(out / CLAIMS / f"{trial.hash}.lock", block)
 
 
 def run_trial(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,7 @@ _worker: Worker  # of this process, if it is a worker
 def jobs_asked() -> int | None:
     """``PROMPTBENCH_JOBS``. Raises UserError if it is no number of trials."""
     given = os.environ.get("PROMPTBENCH_JOBS")
-    if given and not (given.isdecimal() and int(given)):
+    if given and not (given.isdecimal() and len(given) < 10 and int(given)):
         raise UserError(f"PROMPTBENCH_JOBS={given} is no number of trials; use one such as 2.")
     return int(given) if given else None
 
@@ -91,15 +92,22 @@ class Local(InTurn):
 def _run_pools(
     trials: Sequence[Trial], left: Sequence[int], job: Job, reporter: Reporter, jobs: int
 ) -> Results:
-    """One pool after the other, until all is done."""
+    """One pool after the other, until all is done. Raises UserError if pools die before a trial has begun."""
     results = Results()
     deaths = [0] * len(trials)
+    idle = 0  # pools in turn that died without having done anything
     while remaining := [i for i in left if i not in results]:
         running: set[int] = set()
         try:
             for i, result in _run_pool(trials, remaining, job, reporter, jobs, running):
                 results[i] = result
         except BrokenProcessPool:
+            idle = 0 if running or results.keys() & set(remaining) else idle + 1
+            if idle == ATTEMPTS:
+                raise UserError(
+                    f"The worker processes died {ATTEMPTS} times before one could begin a trial, perhaps "
+                    "for want of memory; run one at a time (--jobs 1)."
+                ) from None
             for i in running - set(results):
                 deaths[i] += 1
                 if deaths[i] == ATTEMPTS:
@@ -122,8 +130,9 @@ def _run_pool(
     """Results as they come; ``running`` holds the trials that are in some worker's hands."""
     others = set(multiprocessing.active_children())
     context = _context()
-    events, devices = context.Queue(), context.Queue()
     jobs, found = min(jobs, len(left)), _devices(job.device)
+    with _startable():
+        events, devices = context.Queue(), context.Queue()
     for i in range(jobs):
         devices.put(str(found[i % len(found)]))
     job = replace(job, share=-(-jobs // len(found)))
@@ -142,9 +151,10 @@ def _run_pool(
     threads = max(1, environment.cpu_count() // jobs)
     pool = ProcessPoolExecutor(jobs, context, _start, (job, events, devices, threads))
     try:
-        at: dict[Future[Record | UserError | None], int] = {
-            pool.submit(_attempt, trials[i], i, len(trials), False): i for i in left
-        }
+        with _startable():
+            at: dict[Future[Record | UserError | None], int] = {
+                pool.submit(_attempt, trials[i], i, len(trials), False): i for i in left
+            }
         while at:
             finished, _ = wait(at, timeout=0.1, return_when=FIRST_COMPLETED)
             tell()
@@ -161,6 +171,18 @@ def _run_pool(
     finally:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # after Ctrl-C: no worker outlives the command
+
+
+@contextmanager
+def _startable() -> Iterator[None]:
+    """Raises UserError if the machine has no more processes, files or memory to give to workers."""
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        cause = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(
+            f"Worker processes cannot be started ({cause}); run one at a time (--jobs 1)."
+        ) from None
 
 
 class Messenger:

@@ -14,20 +14,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.errors import UserError, invalid, unknown
+from promptbench.files import parse_yaml
 from promptbench.names import Classes
 from promptbench.tokens import TextLayout, uses_words
 from promptbench.weights import Shape
 
 # Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
 Rate = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+# No count is near a million; a slip of zeros is told before it takes all memory.
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Settings(BaseModel):
@@ -312,7 +313,7 @@ def recipes() -> dict[str, Recipe]:
     """Everything that can be run by name: the methods, then the variants of ``methods/recipes.yaml``."""
     text = resources.files("promptbench.methods").joinpath("recipes.yaml").read_text("utf-8")
     found = {name: Recipe(name, kind) for name, kind in methods().items()}
-    for name, one in yaml.safe_load(text).items():
+    for name, one in parse_yaml(text).items():
         about, usual = one.get("about", ""), {"of": one["method"], "step": one.get("about", "")}
         steps = tuple(Step(**{**usual, **step}) for step in one.get("ablation", ()))
         found.pop(name, None)  # rows of an ablation are in the order of the file

@@ -6,11 +6,12 @@ This command holds the claim of a trial from the moment it is sent out until its
 import logging
 import os
 import pickle
+import secrets
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from promptbench import environment
 from promptbench.errors import UserError
 from promptbench.execute import Job, Reporter, Results, Worker, claim
-from promptbench.files import write_atomic
+from promptbench.files import sweep, write_atomic
 from promptbench.local import jobs_asked
 from promptbench.memory import estimate
 from promptbench.method import get_method
@@ -30,6 +31,8 @@ from promptbench.weights import backbone_shape
 
 try:
     import ray
+    from ray import _raylet
+    from ray._private import ray_constants, services
     from ray.exceptions import RayError, RayTaskError
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -46,7 +49,8 @@ Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes)
 
 def connect(address: str | None = None) -> None:
     """Use the cluster at ``address`` ("auto": the one this machine belongs to), or Ray's own choice: that of
-    ``RAY_ADDRESS``, one that runs here, or a new one of this machine alone that ends with the process.
+    ``RAY_ADDRESS``, one that runs here, or a new one of this machine alone that ends with the process; that
+    one listens on loopback only, and to this process's token where Ray knows tokens (2.52).
 
     Raises UserError if there is none at ``address``.
     """
@@ -59,12 +63,34 @@ def connect(address: str | None = None) -> None:
     try:
         if port.isdigit() and "/" not in host:  # Ray itself would take minutes to see that nobody is there
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        found = services.get_ray_address_from_environment(address, None)  # type: ignore[arg-type]  # as documented
+        own = found in (None, "local")
+        with _private() if own else nullcontext():
+            ray.init(
+                "local" if own else address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         cause = str(error).split("\n")[0].rstrip(".")
         raise UserError(
             f"No Ray cluster at {where} ({cause}); start one with `ray start --head`, or leave --address out."
         ) from None
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """A cluster that is started inside is for this process alone. Ray replaces 127.0.0.1 given as a node's
+    address by one that others reach, except where it takes the machine for one that can have no cluster."""
+    if "RAY_AUTH_MODE" not in os.environ and hasattr(_raylet, "AuthenticationTokenLoader"):
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _raylet.Config.initialize("")  # type: ignore[attr-defined]  # Ray has read its environment when it was imported
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 class RayCluster:
@@ -269,6 +295,7 @@ class _Driver:
             record = parse(answer[RECORD], RECORD)
             assert isinstance(record, Record)  # a node with the same code wrote it
             folder = trial.folder(self.job.out)
+            sweep(folder)
             for name in (*FILES, RECORD):
                 if name in answer:
                     write_atomic(folder / name, answer[name])

@@ -3,6 +3,7 @@
 import pickle
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,13 @@ def run_trial_here(
         if isinstance(result, UserError):
             return result
         folder = trial.folder(out)
-        names = [name for name in (*FILES, RECORD) if (folder / name).exists()]
-        files = {name: (folder / name).read_bytes() for name in names}
-        shutil.rmtree(folder)
+        files: dict[str, bytes] = {}
+        for name in (*FILES, RECORD):
+            with suppress(FileNotFoundError):  # not every method has all
+                files[name] = (folder / name).read_bytes()
+        shutil.rmtree(folder, ignore_errors=True)
+    if RECORD not in files:
+        return UserError("the node's cache was deleted while it ran; run the same command again.")
     return files
 
 

@@ -4,24 +4,27 @@ A sweep file is its YAML form. Every combination of the values in ``grid`` becom
 `trials.plan`, as if each had been given to `promptbench run` with ``--set``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from promptbench import cards, data
 from promptbench.cache import FeatureCache
-from promptbench.errors import UserError, invalid, unknown
+from promptbench.errors import UserError, brief, invalid, shown, unknown
 from promptbench.execute import Executor, Outcome, Reporter, execute
+from promptbench.files import read_yaml
 from promptbench.local import Local
 from promptbench.method import get_recipe, recipes
 from promptbench.options import RunOptions
 from promptbench.trial import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark
 from promptbench.trials import plan, shard
+
+MOST = 100_000  # trials of one command: planning them takes about ten seconds
 
 T = TypeVar("T")
 # One value or a list of them.
@@ -55,13 +58,7 @@ class Sweep(BaseModel):
 
 def read_sweep(path: Path) -> Sweep:
     """A sweep from YAML. Raises UserError naming the place in the file, such as ``grid.mmlop.rank``."""
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read the sweep {path}: {error.strerror}; give a YAML file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, or a date of no day
-        raise UserError(f"The sweep {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    return parse_sweep(values, f"The sweep {path}")
+    return parse_sweep(read_yaml(path, "sweep"), f"The sweep {path}")
 
 
 def parse_sweep(values: Any, where: str) -> Sweep:
@@ -92,7 +89,7 @@ def parse_sweep(values: Any, where: str) -> Sweep:
 def _refuse_unknown(where: str, path: str, kind: str, names: Any, known: Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
-            raise UserError(f"{where}: {path}{name}: {unknown(kind, str(name), known)}")
+            raise UserError(f"{where}: {path}{brief(str(name))}: {unknown(kind, str(name), known)}")
 
 
 def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -117,21 +114,32 @@ class Setup:
         return {one.name: one for one in loaded}
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
-        """All trials of the sweep, or those of some names of its grid. Raises UserError as `trials.plan`."""
+        """All trials of the sweep, or those of some names of its grid.
+
+        Raises UserError as `trials.plan`, and for more than ``MOST`` trials before any is made.
+        """
         sweep, options, usual = self.sweep, self.options, PRESETS[self.sweep.preset]
         backbone, pretrained = sweep.backbone or usual["backbone"], sweep.pretrained
         if backbone == usual["backbone"]:
             pretrained = pretrained or usual["pretrained"]
         chosen = list(sweep.grid) if names is None else names
-        seeds = sweep.seeds or tuple(int(seed) for seed in usual["seeds"].split(","))
+        seeds = list(dict.fromkeys(sweep.seeds or map(int, usual["seeds"].split(","))))
+        shots = list(dict.fromkeys(sweep.shots)) if sweep.shots else None
+        grids = sum(math.prod(map(len, sweep.grid[name].values())) for name in chosen)
+        cells = sum(
+            (1 if benchmark.transfer else len(targets)) * len(shots or benchmark.shots)
+            for benchmark, _, targets in self.parts
+        )
+        if grids * cells * len(seeds) > MOST:
+            raise UserError(f"That makes more than {MOST:,} trials; give fewer values, seeds or datasets.")
         precision, found = self.executor.precision(options.precision), list[Trial]()
         for benchmark, origin, targets in self.parts:
             found += plan(
                 benchmark,
                 [get_recipe(name) for name in chosen],
                 targets,
-                seeds=list(dict.fromkeys(seeds)),
-                shots=list(dict.fromkeys(sweep.shots)) if sweep.shots else None,
+                seeds=seeds,
+                shots=shots,
                 overrides={name: combinations(sweep.grid[name]) for name in chosen},
                 epochs=sweep.epochs,
                 split=options.split,  # type: ignore[arg-type]  # checked in `prepare`
@@ -201,8 +209,8 @@ def _executor(options: RunOptions) -> Executor:
 def parse_shard(text: str) -> tuple[int, int]:
     """ "3/16" -> (3, 16). Raises UserError unless it is I/N with I from 1 to N."""
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UserError(f"--shard takes I/N with I from 1 to N, such as 3/16, not {text!r}.")
+    if not (number.isdecimal() and count.isdecimal() and len(text) < 20 and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard takes I/N with I from 1 to N, such as 3/16, not {shown(text)}.")
     return int(number), int(count)
 
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import yaml
-
 from promptbench import weights
 from promptbench.cards import POCKET
 from promptbench.data import Dataset
 from promptbench.errors import UserError
-from promptbench.files import hash_value
+from promptbench.files import hash_value, read_yaml
 from promptbench.method import Method, Recipe, Settings, resolve_settings
 from promptbench.trial import Benchmark, Evaluation, Precision, Split, Trial
 
@@ -23,7 +21,7 @@ Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 @cache
 def _chosen() -> dict[str, Any]:
     """What tools/pocket/tune.py wrote."""
-    return dict(yaml.safe_load((weights.pocket_folder() / "settings.yaml").read_text()))
+    return dict(read_yaml(weights.pocket_folder() / "settings.yaml", "settings"))
 
 
 def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:

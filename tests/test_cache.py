@@ -1,15 +1,18 @@
 """Cached features: shared by processes, bounded, listed and cleared; damage is in tests/test_train.py."""
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from promptbench import cache as cache_module
 from promptbench.cache import FeatureCache
 from promptbench.cli import app
 from promptbench.errors import UserError
@@ -74,6 +77,72 @@ def test_ls_and_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.split()[:6] == ["01234567", "training", "views", "icons", "2", "4.0"]
     assert "deleted 2 files, 4.0 MB" in runner.invoke(app, ["cache", "clear"]).stdout
     assert [path.name for path in tmp_path.iterdir()] == ["listings"]
+
+
+def test_what_killed_commands_left_is_counted_and_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else in the folder is touched, whatever it is called."""
+    monkeypatch.setenv("PROMPTBENCH_CACHE", str(tmp_path))
+    FeatureCache(tmp_path).get({"i": 0}, lambda: torch.zeros(3))
+    (features,) = tmp_path.iterdir()
+    left = [f".{features.name}.abcd_123", features.with_suffix(".lock").name, "ray/code/runs/checkpoint.pt"]
+    left += ["fewshot/.colours-shots1-seed1.json.abcdefgh"]
+    others = ["model.safetensors", "uv.lock", ".config.abcdefgh", "fewshot/colours.json", "work/.x.abcdefgh"]
+    for name in left + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1_000_000))
+    runner = CliRunner()
+    assert "left by killed commands: 4 files, 4.0 MB" in runner.invoke(app, ["cache", "ls"]).stdout
+    assert "deleted 5 files, 4.0 MB" in runner.invoke(app, ["cache", "clear"]).stdout
+    assert "left by" not in runner.invoke(app, ["cache", "ls"]).stdout
+    assert sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    ) == sorted(others)
+
+
+def test_unfinished_files_count_for_the_bound(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, bound=10_000)
+    cache.get({"i": 0}, lambda: torch.zeros(3))
+    (features,) = tmp_path.iterdir()
+    unfinished = tmp_path / f".{features.name}.abcdefgh"
+    unfinished.write_bytes(bytes(20_000))
+    os.utime(unfinished, (1000, 1000))
+    cache.get({"i": 1}, lambda: torch.zeros(3))
+    assert not unfinished.exists()
+    assert features.exists()
+
+
+@pytest.mark.parametrize("what", ["features", "folder"])
+@pytest.mark.parametrize("when", ["computing", "written", "read"])
+def test_a_cache_that_is_deleted_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, when: str
+) -> None:
+    """At worst the features are computed again."""
+    folder = tmp_path / "features"
+    cache, real = FeatureCache(folder, bound=0), cache_module.write_atomic
+
+    def delete() -> None:
+        if what == "folder":
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            FeatureCache(folder).clear()
+
+    def compute() -> torch.Tensor:
+        if when == "computing":
+            delete()
+        return torch.ones(3)
+
+    def write(*given: Any) -> None:
+        real(*given)
+        if when == "written":
+            delete()
+
+    monkeypatch.setattr(cache_module, "write_atomic", write)
+    for _ in range(2):
+        assert torch.equal(cache.get({"i": 0}, compute), torch.ones(3))
+        if when == "read":
+            delete()
 
 
 def test_a_bound_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,13 +69,36 @@ def test_a_draw_of_something_else_is_refused(foreign: Any, colours: data.Dataset
         import_draw(path, colours)
 
 
+def test_a_draw_whose_values_are_no_draw(foreign: Any, colours: data.Dataset, tmp_path: Path) -> None:
+    """Refused at once, however much they stand for."""
+    doubled: Any = ["a"]
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    path = tmp_path / "shot_1-seed_1.pkl"
+    deep = "a/" * 2_000_000
+    for where, label in ((doubled, 0), (deep, 0), ("a", doubled), ("a", True)):
+        foreign(path, {"train": [(where, label)], "val": []}, 2)
+        with pytest.raises(UserError, match="a Datum whose path or label is none") as caught:
+            import_draw(path, colours)
+        assert len(str(caught.value)) < 500
+    foreign(path, {"train": [("a", 0)] * 21, "val": []})
+    with pytest.raises(UserError, match="21 pictures, more than the split's 20"):
+        import_draw(path, colours)
+
+
 class _Evil:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("pwned"),))
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a pickle", pickle.dumps(_Evil()), pickle.dumps({"train": [1]}), b""]
+    "content",
+    [
+        *(b"not a pickle", pickle.dumps(_Evil()), pickle.dumps({"train": [1]}), b""),
+        b"\x80\x02}r\xff\xff\xff\x0f0.",  # a place in the memo that would reserve 8 GB
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # a byte array of 1 TB
+        b"\x80\x02ccopyreg\n_reconstructor\n(cbuiltins\nobject\nh\x00NtR.",
+    ],
 )
 def test_a_pickle_can_run_nothing(
     content: bytes, colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

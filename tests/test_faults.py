@@ -2,10 +2,12 @@
 
 import errno
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -44,9 +46,10 @@ def test_a_disk_that_fills_up(
 
         def fsync(handle: int) -> None:
             nonlocal seen
-            seen += 1
-            if seen == full_at:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if not stat.S_ISDIR(os.fstat(handle).st_mode):
+                seen += 1
+                if seen == full_at:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(handle)
 
         monkeypatch.setattr(files.os, "fsync", fsync)
@@ -110,6 +113,70 @@ def test_a_real_disk_full_and_read_only(
     subprocess.run([part.format("rw") for part in remount], check=True)
     assert call(*line) == 0
     assert len(list(small_disk.rglob("record.json"))) == 1
+
+
+def test_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's bytes are on the disk before its name is, and its name before the next file: whoever finds a
+    record finds the prompts that were written before it."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "bytes")
+        sync(handle)
+
+    def replace(self: Path, target: Path) -> Path:
+        done.append(target.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    for name in ("prompts", "record"):
+        files.write_atomic(tmp_path / name, b"x")
+    assert done == ["bytes", "prompts", "folder", "bytes", "record", "folder"]
+
+    def unable(handle: int) -> None:  # so on some file systems
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(files.os, "fsync", unable)
+    files.write_atomic(tmp_path / "again", b"x")
+    assert (tmp_path / "again").read_bytes() == b"x"
+
+
+def test_what_killed_writers_left_in_a_trials_folder(
+    trial: Trial, colours: data.Dataset, tmp_path: Path
+) -> None:
+    """Is swept by the next attempt if nobody can be writing it any more."""
+    folder = trial.folder(tmp_path)
+    folder.mkdir(parents=True)
+    old, new, own = (
+        folder / name for name in (".record.json.abcd_12x", ".record.json.abcd_34y", ".notes.txt")
+    )
+    for path in (old, new, own):
+        path.write_bytes(b"x")
+        os.utime(path, (1000, 1000))
+    os.utime(new)
+    execute([trial], {colours.name: colours}, tmp_path, PlainReporter())
+    assert [path.exists() for path in (old, new, own)] == [False, True, True]
+
+
+def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROMPTBENCH_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))  # nor does the system know the user
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no home folder for the cache; name a folder in PROMPTBENCH_CACHE"):
+        files.default_folder()
+
+
+def test_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "cwd", Mock(side_effect=FileNotFoundError))
+    assert call("ls", "benchmarks") == 2
+    assert "The folder this command was started in is gone" in capsys.readouterr().err
 
 
 def test_a_clock_that_was_set_back(trial: Trial, colours: data.Dataset, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Several trials at once: the same records as one after another, each made once, whoever dies."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -89,6 +92,50 @@ def test_a_trial_that_kills_its_workers_fails(
     assert not outcome.records
     assert all("died 2 times" in str(error) for _, error in outcome.failures)
     assert len(outcome.failures) == 2
+
+
+def _die(*_: Any) -> None:
+    os._exit(137)
+
+
+def test_workers_that_never_begin(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptbench.local.ATTEMPTS", 2)
+    monkeypatch.setattr("promptbench.local._start", _die)
+    with pytest.raises(UserError, match=r"died 2 times before one could begin a trial.*--jobs 1"):
+        execute(trials[1:3], {colours.name: colours}, tmp_path, PlainReporter(), executor=Local(jobs=2))
+
+
+def test_workers_that_cannot_be_started(
+    trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("promptbench.local.ProcessPoolExecutor.submit", refuse)
+    with pytest.raises(UserError, match=r"cannot be started \(Resource temporarily unavailable\)"):
+        execute(trials[1:3], {colours.name: colours}, tmp_path, PlainReporter(), executor=Local(jobs=2))
+
+
+def test_a_trial_is_claimed_by_a_lock_that_dies_with_its_owner(
+    trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no such locks it is granted to all, and nothing stays behind."""
+
+    def unknown(handle: int, operation: int) -> None:
+        if not operation & fcntl.LOCK_UN:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with claim(tmp_path, trials[0], block=True) as mine, claim(tmp_path, trials[0]) as too:
+        assert mine
+        assert too
+    assert not any(path.read_bytes() for path in tmp_path.rglob("*.lock"))
+    monkeypatch.undo()
+    with claim(tmp_path, trials[0]) as mine:
+        assert mine
+        shutil.rmtree(tmp_path / ".claims")  # by somebody who tidies up
 
 
 def test_a_failing_trial_leaves_the_others(

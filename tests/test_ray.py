@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -10,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -50,6 +52,58 @@ def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             cli.main()
     assert stopped.value.code == 2
     assert f"No Ray cluster at {address} " in capsys.readouterr().err
+
+
+def test_a_cluster_of_ones_own_is_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listens on loopback only and knows a token; one that somebody names is left as it is."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray._private import ray_constants, services
+
+    from promptbench import ray_cluster
+
+    asked: list[Any] = []
+
+    def init(address: str | None, **_: Any) -> None:
+        asked.append((address, services.get_node_ip_address(), os.environ.get("RAY_AUTH_MODE")))
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray._raylet.Config", Mock())
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "192.0.2.7")
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    ray_cluster.connect("ray.example:somewhere")
+    ray_cluster.connect()
+    assert asked == [("ray.example:somewhere", "192.0.2.7", None), ("local", "127.0.0.1", "token")]
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert ray_constants.ENABLE_RAY_CLUSTER
+
+
+@pytest.mark.soak
+def test_who_hears_a_cluster_of_ones_own(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    made = """if True:
+    import os, ray
+    from pathlib import Path
+    from promptbench.ray_cluster import connect
+    connect()
+    ray.get(ray.remote(lambda: None).remote())
+    own = {os.readlink(one) for one in Path("/proc").glob("[0-9]*/fd/*")
+           if one.is_symlink() and b"ray" in (one.parent.parent / "cmdline").read_bytes()}
+    for kind in ("tcp", "tcp6"):
+        for line in Path("/proc/net", kind).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                print("listens", fields[1])
+    """
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, env=environment)
+    heard = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("listens")]
+    assert len(heard) >= 4, ran.stderr
+    assert {address.partition(":")[0][-8:] for address in heard} == {"0100007F"}  # 127.0.0.1
 
 
 class Machines:

@@ -9,7 +9,7 @@ import yaml
 
 from promptbench import data
 from promptbench.options import RunOptions
-from promptbench.sweep import combinations, parse_sweep, prepare
+from promptbench.sweep import combinations, parse_sweep, prepare, read_sweep
 from promptbench.trial import BENCHMARKS
 from promptbench.trials import plan, shard
 from tests.test_cli import arguments, call, records
@@ -143,6 +143,84 @@ def test_mistakes_name_the_place_in_the_file(
     error = capsys.readouterr().err
     assert error.startswith(f"Error: The sweep {file}")
     assert message in error
+
+
+def doubling(levels: int, indent: str = "  ") -> str:
+    """YAML of one kB that stands for 10 ** ``levels`` values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "".join(f"{indent}{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {coop: {}}\nbenchmark:\n" + doubling(12), "aliases (*name) stand for too much"),
+        ("grid: {coop: {}}\nbenchmark: &a [*a]", "aliases (*name) stand for too much"),
+        (f"s: &s {'x' * 1000}\nt: [{','.join(['*s'] * 300)}]", "aliases (*name) stand for too much"),
+        ("grid: {coop: {}}\n" + "# \n" * 100_000, "larger than 256 kB"),
+        ("grid:\n" + "- " * 5000, "maximum recursion depth"),
+        ("seeds: 1" + "0" * 5000, "a number of 5001 characters"),
+        ("seeds: 1" + ":1" * 100_000, "a number of 200001 characters"),
+        ("seeds: !!bool perhaps", "KeyError: 'perhaps'"),
+    ],
+)
+def test_a_small_file_that_stands_for_much(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same reader is used for cards and on the command line."""
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    for line in (["sweep", str(path)], ["run", "zeroshot", "--dry-run", "--dataset", str(path)]):
+        assert call(*line) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error) < 1000
+    assert call("run", "coop", "--dataset", "icons", "--dry-run", "--set", f"lr={text}") == 2
+    assert len(capsys.readouterr().err) < 1000
+
+
+def test_aliases_that_save_writing_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("grid:\n  coop: &usual {lr: [0.1, 0.2]}\n  kgcoop: *usual\n")
+    found = read_sweep(path)
+    assert found.grid["coop"] == found.grid["kgcoop"] == {"lr": (0.1, 0.2)}
+
+
+def test_wrong_values_are_told_in_brief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"grid: {{coop: {{}}}}\npreset: [{'a,' * 9000}]\nseeds: [{','.join(['a'] * 5000)}]\n"
+    )
+    assert call("sweep", str(tmp_path / "x.yaml")) == 2
+    error = capsys.readouterr().err
+    assert "(got ['a', 'a', 'a'," in error
+    assert "and 4991 more" in error
+    assert len(error) < 2000
+    (tmp_path / "x.yaml").write_text(f"grid: {{{'m' * 50_000}: {{}}}}\n")
+    assert call("sweep", str(tmp_path / "x.yaml")) == 2
+    assert len(capsys.readouterr().err) < 2000
+
+
+@pytest.mark.parametrize("key", ["n_ctx", "batch_size", "epochs", "steps"])
+def test_a_slip_of_zeros(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["run", "coop", "--dataset", "icons", "--shots", "1", "--dry-run"]
+    assert call(*line, "--set", f"{key}=1000000000000") == 2
+    assert f"{key}: input should be less than or equal to 1000000" in capsys.readouterr().err
+
+
+def test_a_grid_too_large_to_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before any combination is made."""
+    values = {
+        key: list(range(1, 1000)) for key in ("n_ctx", "batch_size", "epochs", "steps", "warmup_epochs")
+    }
+    file = write(tmp_path, grid={"coop": values}, datasets="icons")
+    assert call("sweep", file, "--dry-run") == 2
+    assert "That makes more than 100,000 trials; give fewer values" in capsys.readouterr().err
+    line = ["run", "coop", "zeroshot", "--dataset", "icons", "--benchmark", "fewshot", "--dry-run"]
+    assert call(*line, "--seeds", ",".join(map(str, range(20_000)))) == 2
+    assert "more than 100,000 trials" in capsys.readouterr().err
+    assert call(*line, "--shard", f"1/{'9' * 5000}") == 2
+    assert len(capsys.readouterr().err) < 1000
 
 
 def test_files_that_are_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
