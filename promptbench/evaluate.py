@@ -10,7 +10,7 @@ from torch import Tensor
 from promptbench.cards import Split
 from promptbench.data import Dataset, Item
 from promptbench.files import hash_value
-from promptbench.frozen import chunks, frozen_features, in_chunks
+from promptbench.frozen import chunks, frozen_features, in_chunks, require_finite
 from promptbench.method import Batch, Method
 from promptbench.names import Classes
 from promptbench.records import Confused, Counts
@@ -31,7 +31,7 @@ def predict(
     """The label of ``classes`` each item is taken for, [N] on the CLIP's device.
 
     The classifier is computed once; pictures come in large batches, or their features from the cache if
-    the method leaves the image tower alone.
+    the method leaves the image tower alone. Raises UserError if a score is no finite number.
     """
     clip, training = method.clip, method.training
     views = Views(**clip.preprocess)
@@ -45,9 +45,16 @@ def predict(
         else:
             frozen = frozen_features(clip, dataset, items, views, None, workers)
             batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
-        predicted = torch.cat([method.logits(batch, classifier).argmax(dim=-1) for batch in batches])
+        found = [_best(method.logits(batch, classifier)) for batch in batches]
+    predicted, largest = (torch.cat(parts) for parts in zip(*found, strict=True))
     method.train(training)
+    require_finite(largest, f"scores of {method.name} on {dataset.name}")
     return predicted
+
+
+def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The label of the highest score, and the largest magnitude, finite only if all scores are: [B] each."""
+    return logits.argmax(dim=-1), logits.float().abs().amax(dim=-1)
 
 
 class Answers(NamedTuple):
