@@ -1,6 +1,7 @@
 """Whether the data are what their cards say: files, class counts, split sizes, class order, pictures."""
 
 import hashlib
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,11 @@ from pathlib import Path
 
 from promptbench import data
 from promptbench.cards import Card, cards
+from promptbench.contents import SEVERAL
 from promptbench.data import Dataset, Item
 from promptbench.errors import UserError, unknown
+from promptbench.images import several_frames
+from promptbench.listing import note
 from promptbench.names import readable
 from promptbench.splits import overlap
 
@@ -163,12 +167,15 @@ def _decode(dataset: Dataset, full: bool, result: Check) -> None:
         mine = dataset.splits[split]
         items += mine if full else random.Random(split).sample(mine, min(SAMPLE, len(mine)))
     items = list({item.path: item for item in items}.values())
-    bad = []
+    bad, several = [], []
     for item in items:
         try:
             dataset.picture(item.path)
         except UserError as error:
             bad.append(str(error))
+        if dataset.root is None and isinstance(found := dataset.pictures(item.path), bytes):
+            several += [item.path] if several_frames(io.BytesIO(found)) else []
+    result.notes += note(SEVERAL, several)
     result.decoded = f"{len(items) - len(bad):,} of {len(items):,}"
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""

@@ -20,6 +20,7 @@ from promptbench.images import formats, several_frames
 from promptbench.listing import note
 
 MANY = 5000  # files: above this reading them is announced
+SEVERAL = "of several frames only the first is used"
 _Stamp = tuple[int, int, int, int]
 
 
@@ -70,7 +71,7 @@ def contents(root: Path, paths: Iterable[str]) -> list[Content]:
 def frames_note(paths: Sequence[str], found: Sequence[Content]) -> list[str]:
     """The note on images of several frames."""
     several = [path for path, one in zip(paths, found, strict=True) if one.several]
-    return note("of several frames only the first is used", several)
+    return note(SEVERAL, several)
 
 
 def _look(path: str) -> tuple[_Stamp | None, Content]:

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -275,8 +276,9 @@ def _namesake(name: str, folder: Path) -> list[str]:
     mine = Path(name)
     if name not in cards() or not mine.is_dir() or mine.resolve() == folder.resolve():
         return []
-    if not (mine / "split.json").is_file() and not any(one.is_dir() for one in mine.iterdir()):
-        return []
+    with suppress(OSError):
+        if not (mine / "split.json").is_file() and not any(one.is_dir() for one in mine.iterdir()):
+            return []
     return [f"this is the dataset that promptbench calls {name!r}; for the folder here give './{name}'"]
 
 

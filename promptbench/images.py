@@ -25,8 +25,14 @@ SUFFIXES = {
 UNREADABLE = {".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw"}
 FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 
-# Pillow warns of damaged metadata and of large images in lines of its own source; what matters is said here.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+
+def quiet() -> None:
+    """No warnings of Pillow's: it shows lines of its own source for damaged metadata and large images. What
+    matters is said here."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+quiet()
 
 
 @cache
