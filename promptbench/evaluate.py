@@ -9,6 +9,7 @@ from torch import Tensor
 
 from promptbench.cards import Split
 from promptbench.data import Dataset, Item
+from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.frozen import chunks, frozen_features, in_chunks, require_finite
 from promptbench.method import Batch, Method
@@ -31,7 +32,8 @@ def predict(
     """The label of ``classes`` each item is taken for, [N] on the CLIP's device.
 
     The classifier is computed once; pictures come in large batches, or their features from the cache if
-    the method leaves the image tower alone. Raises UserError if a score is no finite number.
+    the method leaves the image tower alone. Raises UserError if a score is no finite number, or
+    no score says anything.
     """
     clip, training = method.clip, method.training
     views = Views(**clip.preprocess)
@@ -46,15 +48,22 @@ def predict(
             frozen = frozen_features(clip, dataset, items, views, None, workers)
             batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
         found = [_best(method.logits(batch, classifier)) for batch in batches]
-    predicted, largest = (torch.cat(parts) for parts in zip(*found, strict=True))
     method.train(training)
-    require_finite(largest, f"scores of {method.name} on {dataset.name}")
+    predicted, low, high = (torch.cat(parts) for parts in zip(*found, strict=True))
+    what = f"scores of {method.name} on {dataset.name}"
+    require_finite(torch.stack([low, high]), what)  # once: no synchronisation per batch
+    if len(classes) > 1 and not (high > low).any():
+        raise UserError(
+            f"The {what} are the same for every class of every image; the backbone's weights are zero, or it "
+            "knows no word of the class names."
+        )
     return predicted
 
 
-def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The label of the highest score, and the largest magnitude, finite only if all scores are: [B] each."""
-    return logits.argmax(dim=-1), logits.float().abs().amax(dim=-1)
+def _best(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The label of the highest score, the lowest and the highest score, [B] each."""
+    low, high = logits.float().aminmax(dim=-1)
+    return logits.argmax(dim=-1), low, high
 
 
 class Answers(NamedTuple):

@@ -47,6 +47,15 @@ def test_scores_that_are_no_numbers(colours: data.Dataset, kind: str, name: str)
         predict(made, colours, classes, colours.items("test"))
 
 
+@pytest.mark.parametrize("kind", ["text zero", "image zero"])
+@pytest.mark.parametrize("name", ["zeroshot", "vpt"])
+def test_scores_that_say_nothing(colours: data.Dataset, kind: str, name: str) -> None:
+    clip, method = broken(kind), get_method(name)
+    made = create(method, clip, method.Settings(), colours.classes(), 1)
+    with pytest.raises(UserError, match="are the same for every class of every image"):
+        predict(made, colours, colours.classes(), colours.items("test"))
+
+
 def test_finite_scores_pass(colours: data.Dataset, clip: FrozenCLIP) -> None:
     method = get_method("zeroshot")
     made = create(method, clip, method.Settings(), colours.classes(), 1)
