@@ -94,11 +94,16 @@ def _walk(
     """Adds the folder ``root / within`` and what is below it. ``above``: device and inode of the folders it
     lies in, so that links in a circle end."""
     folder = root / within
-    stamp, seen = _stamp(folder), folder.stat()
-    if stamp is None or (seen.st_dev, seen.st_ino) in above:
+    try:
+        seen = folder.stat()
+    except OSError as error:
+        raise UserError(
+            f"{dataset}: {folder} cannot be read ({error.strerror}); repair or remove it."
+        ) from None
+    if (seen.st_dev, seen.st_ino) in above:
         return
     above |= {(seen.st_dev, seen.st_ino)}
-    stamps[within] = stamp
+    stamps[within] = seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino
     mine = tree.images[within] = []
     for entry in _entries(folder, dataset):
         if entry.name.startswith(".") or entry.name in _IGNORED:
@@ -109,7 +114,8 @@ def _walk(
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError:  # a link to itself
             is_folder = is_file = False
-        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root.resolve()):
+        linked = entry.is_symlink() and (is_folder or is_file)
+        if linked and not Path(os.path.realpath(entry.path)).is_relative_to(root.resolve()):
             tree.outside.append(path)
         if is_folder:
             if depth is None or within.count("/") + bool(within) < depth:
