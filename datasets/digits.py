@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from promptbench.cards import Card
-from promptbench.data import Found, read_splits
+from promptbench.data import Found
 from promptbench.errors import UserError
 from promptbench.files import hash_value
+from promptbench.splits import read_splits
 
 
 def load(card: Card, folder: Path) -> Found:

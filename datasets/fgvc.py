@@ -4,10 +4,11 @@ from functools import partial
 from pathlib import Path
 
 from promptbench.cards import Card
-from promptbench.data import Found, Item, read_file
+from promptbench.data import Found, read_file
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import read_lines
+from promptbench.splits import Item
 
 
 def load(card: Card, folder: Path) -> Found:
@@ -26,4 +27,4 @@ def load(card: Card, folder: Path) -> Found:
                 )
             items.append(Item(f"{number}.jpg", label[name], name))
         splits[split] = items
-    return Found(splits, partial(read_file, folder / card.images), hash_value(splits))
+    return Found(splits, partial(read_file, folder / card.images), hash_value(splits), official=True)

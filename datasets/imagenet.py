@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from promptbench.cards import Card
-from promptbench.data import Found, Item, read_file
+from promptbench.data import Found, read_file
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import list_folders
+from promptbench.splits import Item
 
 LAYOUTS = ("train-val", "numbers", "wnids")
 
@@ -71,7 +72,7 @@ def load(card: Card, folder: Path) -> Found:
             {split: [folders, [files[n] for n in folders]] for split, files in listed.items()},
         ]
     )
-    return Found(splits, partial(read_file, root), fingerprint, classnames)
+    return Found(splits, partial(read_file, root), fingerprint, classnames, official=True)
 
 
 def read_classnames(path: Path, dataset: str, folders: Sequence[str] = ()) -> dict[str, str]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from promptbench.cards import Card
-from promptbench.data import Found, Item, read_file
+from promptbench.data import Found, read_file
 from promptbench.datasets.folders import cut
 from promptbench.errors import UserError
 from promptbench.files import hash_value
 from promptbench.listing import list_folders, read_lines
+from promptbench.splits import Item
 
 CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 EUROSAT = {
@@ -55,7 +56,8 @@ def load(card: Card, folder: Path) -> Found:
         for split, items in parts.items():
             splits[split] += items
     note = "non-standard split: made here, the published split file was missing"
-    return Found(splits, partial(read_file, folder / card.images), hash_value([note, splits]), None, note)
+    pictures = partial(read_file, folder / card.images)
+    return Found(splits, pictures, hash_value([note, splits]), None, note, official=True)
 
 
 Lists = tuple[list[Item], list[Item] | None]

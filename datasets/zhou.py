@@ -4,8 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from promptbench.cards import Card
-from promptbench.data import Found, check_paths, read_file, read_splits
+from promptbench.data import Found, read_file
 from promptbench.errors import UserError
+from promptbench.splits import read_splits
 
 
 def load(card: Card, folder: Path) -> Found:
@@ -21,5 +22,4 @@ def load(card: Card, folder: Path) -> Found:
             "DATASETS.md, or add --allow-nonstandard-split for a split of your own, labelled so."
         )
     splits, fingerprint = read_splits(path.read_bytes(), str(path))
-    check_paths(splits, str(path))
-    return Found(splits, partial(read_file, folder / card.images), fingerprint)
+    return Found(splits, partial(read_file, folder / card.images), fingerprint, official=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from promptbench.errors import UserError
 from promptbench.files import canonical, hash_value, lock, remove, temporary, write_atomic
 
-VERSION = 2  # to be raised when the code gives other features under an unchanged key
+VERSION = 3  # to be raised when the code gives other features under an unchanged key
 SUFFIX, LOCK = ".safetensors", ".lock"
 _FEATURES, _LOCK = (re.compile(f"[0-9a-f]{{64}}{re.escape(suffix)}") for suffix in (SUFFIX, LOCK))
 _UNFINISHED = re.compile(rf"\.{_FEATURES.pattern}\.\w+")

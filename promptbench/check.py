@@ -1,5 +1,7 @@
 """Whether the data are what their cards say: files, class counts, split sizes, class order, pictures."""
 
+import hashlib
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,16 +9,21 @@ from pathlib import Path
 
 from promptbench import data
 from promptbench.cards import Card, cards
+from promptbench.contents import SEVERAL
 from promptbench.data import Dataset, Item
 from promptbench.errors import UserError, unknown
+from promptbench.images import several_frames
+from promptbench.listing import note
 from promptbench.names import readable
+from promptbench.splits import overlap
 
 SAMPLE = 10  # pictures decoded per split where not all are
 
 
 @dataclass
 class Check:
-    """What was found of one dataset. It is in order if ``problems`` is empty."""
+    """What was found of one dataset. It is in order if ``problems`` is empty; ``notes`` say what else its
+    user may want to know."""
 
     name: str
     found: bool = False
@@ -25,6 +32,7 @@ class Check:
     halves: str = "-"
     decoded: str = "-"
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, str]:
         verdict = "ok" if not self.problems else "off" if self.found else "missing"
@@ -75,6 +83,8 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
         )
     _check_order(card, dataset, result)
     _check_overlap(dataset, result)
+    result.notes += dataset.notes
+    _check_copies(dataset, full, result)
     _decode(dataset, full, result)
     return result
 
@@ -108,13 +118,32 @@ def _check_overlap(dataset: Dataset, result: Check) -> None:
     for split, mine in paths.items():
         if twice := len(mine) - len(set(mine)):
             result.problems.append(f"{twice:,} pictures stand twice in {split}")
-    pairs = [("train", "val"), ("train", "test")]
-    pairs += [("val", "test")] if paths["val"] != paths["test"] else []
-    for one, other in pairs:
-        if both := set(paths[one]) & set(paths[other]):
-            result.problems.append(
-                f"{len(both):,} pictures stand in {one} and in {other}, such as {min(both)!r}"
-            )
+    for (one, other), both in overlap(dataset.splits).items():
+        result.problems.append(f"{len(both):,} pictures stand in {one} and in {other}, such as {both[0]!r}")
+
+
+def _check_copies(dataset: Dataset, full: bool, result: Check) -> None:
+    """Images that training and test have in common under other names. Of a standard dataset only with
+    ``full``: all its images must be read for that."""
+    if dataset.official and not full:
+        return
+    hashes = {split: _hashes(dataset, items) for split, items in dataset.splits.items()}
+    known = dict(zip(hashes["train"], dataset.splits["train"], strict=True))
+    test = zip(hashes["test"], dataset.splits["test"], strict=True)
+    copies = [(item.path, known[one].path) for one, item in test if one and one in known]
+    if copies := [pair for pair in copies if pair[0] != pair[1]]:
+        mine, other = copies[0]
+        result.notes.append(
+            f"{len(copies):,} test images are copies of train images, such as {mine!r} of {other!r}"
+        )
+
+
+def _hashes(dataset: Dataset, items: Sequence[Item]) -> list[str]:
+    """Of the items' contents; empty where an image is no file."""
+    if dataset.root:
+        return dataset.hashes(item.path for item in items)
+    found = (dataset.pictures(item.path) for item in items)
+    return [hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else "" for one in found]
 
 
 def _check_order(card: Card, dataset: Dataset, result: Check) -> None:
@@ -138,12 +167,15 @@ def _decode(dataset: Dataset, full: bool, result: Check) -> None:
         mine = dataset.splits[split]
         items += mine if full else random.Random(split).sample(mine, min(SAMPLE, len(mine)))
     items = list({item.path: item for item in items}.values())
-    bad = []
+    bad, several = [], []
     for item in items:
         try:
             dataset.picture(item.path)
         except UserError as error:
             bad.append(str(error))
+        if dataset.root is None and isinstance(found := dataset.pictures(item.path), bytes):
+            several += [item.path] if several_frames(io.BytesIO(found)) else []
+    result.notes += note(SEVERAL, several)
     result.decoded = f"{len(items) - len(bad):,} of {len(items):,}"
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""

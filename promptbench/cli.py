@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -392,6 +392,7 @@ def report(
     from promptbench.trial import get_benchmark
 
     own = [data.load(name, data_root) for name in dict.fromkeys(dataset or ())]
+    _tell(own)
     path = file or out / "report.html"
     missing = write_report(
         out,
@@ -428,7 +429,7 @@ def data_check(
     found = check(names or [], data_root, full)
     _print_rows([one.row() for one in found])
     for one in found:
-        for problem in one.problems:
+        for problem in [*one.problems, *one.notes]:
             say(f"{one.name}: {problem}")
     if any(one.problems for one in found):
         raise typer.Exit(1)
@@ -759,6 +760,7 @@ def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
     from promptbench.sweep import part_of, prepare
 
     setup, out = prepare(asked, options), asked.out or Path("results")
+    _tell(setup.datasets.values())
     trials = part_of(setup.trials(), options)
     if not trials:
         say(f"No trial falls to --shard {options.shard}.", err=True)
@@ -768,6 +770,13 @@ def _perform(asked: "Sweep", options: RunOptions) -> "tuple[Setup, Outcome]":
         return setup, Outcome()
     with make_reporter(trials) as reporter, _interruptible(trials, out):
         return setup, setup.execute(trials, out, reporter, FeatureCache(default_folder()))
+
+
+def _tell(datasets: "Iterable[Dataset]") -> None:
+    """What the user may not expect of datasets: `Dataset.notes`."""
+    for dataset in datasets:
+        for note in dataset.notes:
+            say(f"Note: {dataset.name}: {note}.", err=True)
 
 
 def _print_tables(outcome: "Outcome") -> None:

@@ -5,58 +5,51 @@ A dataset is a card (YAML, see `promptbench.cards`) in ``datasets/`` and a loade
 """
 
 import importlib
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from PIL import Image
 
 from promptbench.cards import Card, Half, Split, cards, read_card
+from promptbench.contents import contents
 from promptbench.draws import draw_file, kept_draw, read_draw
 from promptbench.errors import UserError, unknown
 from promptbench.files import hash_file, hash_value
-from promptbench.names import Classes, readable
+from promptbench.images import decode
+from promptbench.names import SPECIAL, Classes, readable, words
+from promptbench.splits import Item, Splits, restrict
 
-
-class Item(NamedTuple):
-    """One picture: path relative to the dataset's root, label from 0, class name as stored."""
-
-    path: str
-    label: int
-    classname: str
-
-
-Splits = Mapping[str, Sequence[Item]]
-_Entry = tuple[
-    Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")],
-    Annotated[int, Field(ge=0)],
-    Annotated[str, Field(pattern=r"\S")],
-]
 Pictures = Callable[[str], bytes | Image.Image]
 
 
 class Found(NamedTuple):
-    """What a loader finds. ``classnames`` where the splits do not tell them in full; ``nonstandard`` says
-    in a few words how the splits differ from the published ones."""
+    """What a loader finds. ``fingerprint`` covers the splits and, unless ``official``, the contents of the
+    images. ``classnames`` where the splits do not tell them in full; ``nonstandard`` says in a few words how
+    the splits differ from the published ones. ``official``: a standard dataset, whose images are read as its
+    official loader does and are too many to be hashed whole. ``notes``: see `Dataset`."""
 
     splits: Splits
     pictures: Pictures
     fingerprint: str
     classnames: tuple[str, ...] | None = None
     nonstandard: str = ""
+    official: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, labels, class names and splits. ``fingerprint`` identifies splits, pictures and wording;
-    ``nonstandard`` says how the splits differ from the published ones, empty if they do not."""
+    """Images, labels, class names and splits. ``fingerprint`` identifies splits, wording and the contents of
+    the images; of a standard dataset (``official``) it leaves those out, and `files` has them of the images
+    that a trial reads. ``nonstandard`` says how the splits differ from the published ones, empty if they do
+    not; ``notes`` what a user may not expect: what was left out, or is read in part."""
 
     card: Card
     classnames: tuple[str, ...]
@@ -65,28 +58,26 @@ class Dataset:
     fingerprint: str
     nonstandard: str = ""
     draws: Path | None = None  # folder of foreign draws to use instead of our own
+    official: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return self.card.name
 
     def picture(self, path: str) -> Image.Image:
-        """The picture in RGB. Raises UserError naming the file if it cannot be decoded."""
+        """The image in RGB (`promptbench.images`). Raises UserError naming a file that cannot be decoded."""
         try:
-            found = self.pictures(path)
-            image = Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                raise ValueError("more than 8 bits per channel; convert it")
-            return image.convert("RGB")
+            return decode(self.pictures(path), self.official)
         except UserError:
             raise
         except Exception as error:
             where = str(self.root / path) if self.root else path
             cause = getattr(error, "strerror", "") or str(error).split("\n")[0].replace(where, "it")
-            if isinstance(error, UnidentifiedImageError):
-                cause = "no picture of a known kind"
+            # a ValueError says what to do with the file as it is
+            fix = "replace" if isinstance(error, ValueError) else "restore"
             raise UserError(
-                f"Picture {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); restore "
+                f"Picture {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); {fix} "
                 "the file or take it out of the split."
             ) from None
 
@@ -96,10 +87,15 @@ class Dataset:
         one = self.pictures
         return one.args[0] if isinstance(one, partial) and one.func is read_file else None
 
-    def stamps(self, paths: Iterable[str]) -> list[tuple[int, int] | None]:
-        """Size and time of change of picture files: what tells a replaced picture from the one before, for
-        caches. Empty where ``fingerprint`` covers the pictures themselves."""
-        return [_stamp(self.root / path) for path in paths] if self.root else []
+    def hashes(self, paths: Iterable[str]) -> list[str]:
+        """SHA-256 (hex) of the contents of image files, empty for one that cannot be read; no list where
+        images do not lie as files, since ``fingerprint`` covers them."""
+        return [one.sha256 for one in contents(self.root, paths)] if self.root else []
+
+    def files(self, items: Iterable[Item]) -> str:
+        """What tells the images of ``items`` from others under the same names where ``fingerprint`` does not:
+        a hash of their contents; else empty."""
+        return hash_value(self.hashes(sorted({item.path for item in items}))) if self.official else ""
 
     def half(self, half: Half) -> list[int]:
         """Labels of the base half (the first ceil(n/2)), the novel half, or all.
@@ -178,18 +174,6 @@ class Dataset:
         return train, val
 
 
-def restrict(items: Iterable[Item], labels: Sequence[int], limit: int | None = None) -> list[Item]:
-    """Items whose label is in ``labels``, renumbered by their place in it; at most ``limit`` per class."""
-    new = {label: i for i, label in enumerate(labels)}
-    left = dict.fromkeys(labels, limit if limit is not None else -1)
-    kept = []
-    for item in items:
-        if item.label in new and left[item.label] != 0:
-            left[item.label] -= 1
-            kept.append(item._replace(label=new[item.label]))
-    return kept
-
-
 # ---------------------------------------------------------------------- finding and loading
 
 
@@ -211,6 +195,7 @@ def locate(name: str, root: Path | None = None, template: str | None = None) -> 
     elif Path(name).is_dir():
         folder = Path(name).resolve()
         slug = re.sub("[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_") or "pictures"
+        slug = f"my-{slug}" if slug in cards() else slug  # tables must not mix the two
         own = {"source": "."} if (folder / "split.json").is_file() else {"loader": "folders"}
         card = Card(name=slug, title=f"Pictures in {folder.name}", **own)
     else:
@@ -273,7 +258,28 @@ def load(
     _check_names(card, classnames)
     # all that a result depends on
     identity = hash_value([found.fingerprint, card.template, card.flip])
-    return Dataset(card, classnames, found.splits, found.pictures, identity, nonstandard)
+    notes = [*found.notes, *_namesake(name, folder)]
+    return Dataset(
+        card,
+        classnames,
+        found.splits,
+        found.pictures,
+        identity,
+        nonstandard,
+        official=found.official,
+        notes=tuple(notes),
+    )
+
+
+def _namesake(name: str, folder: Path) -> list[str]:
+    """A note where a shipped dataset was taken although a folder of that name may have been meant."""
+    mine = Path(name)
+    if name not in cards() or not mine.is_dir() or mine.resolve() == folder.resolve():
+        return []
+    with suppress(OSError):
+        if not (mine / "split.json").is_file() and not any(one.is_dir() for one in mine.iterdir()):
+            return []
+    return [f"this is the dataset that promptbench calls {name!r}; for the folder here give './{name}'"]
 
 
 def with_draws(dataset: Dataset, folder: Path) -> Dataset:
@@ -303,54 +309,9 @@ def _of_style(dataset: Dataset, style: str) -> Dataset:
     )
 
 
-def check_paths(splits: Splits, where: str) -> None:
-    """Raise UserError if a split's path would lead out of the image root."""
-    for item in (item for items in splits.values() for item in items):
-        path = PurePosixPath(item.path)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(
-                f"{where} names {item.path!r}, which lies outside the image root; correct the path."
-            )
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:  # reading it will say what is wrong
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
 def read_file(root: Path, path: str) -> bytes:
     """A picture's bytes. Not a closure: worker processes that are not forked must be able to unpickle it."""
     return (root / path).read_bytes()
-
-
-class _SplitFile(BaseModel):
-    """The field's split JSON (KaiyangZhou/CoOp: datasets/oxford_pets.py, read_split)."""
-
-    model_config = ConfigDict(strict=True)
-
-    train: list[_Entry]
-    val: list[_Entry]
-    test: list[_Entry]
-
-
-def read_splits(content: bytes, where: str) -> tuple[Splits, str]:
-    """Splits in the field's JSON schema {"train": [[path, label, classname], ...], "val", "test"}, and
-    their hash. Order is kept: the few-shot draw depends on it. Raises UserError if it is anything else.
-    """
-    try:
-        found = _SplitFile.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(
-            f"{where} is not a split file: it needs train, val and test, each a list of "
-            f"[path, label, class name] ({at}: {first['msg']})."
-        ) from None
-    splits = {split: [Item(*entry) for entry in getattr(found, split)] for split in ("train", "val", "test")}
-    return splits, hash_value(splits)
 
 
 def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
@@ -364,6 +325,8 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
                     f"{item.classname!r}; give every label one class name."
                 )
     labels = sorted(names)
+    if labels and labels[0] > 0:
+        raise UserError(f"{card.name}: labels start at {labels[0]}; number the classes from 0.")
     for split in ("train", "test"):
         present = {item.label for item in splits[split]}
         for label in range(max(labels, default=-1) + 1):
@@ -376,18 +339,19 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
 def _check_names(card: Card, classnames: Sequence[str]) -> None:
     if len(classnames) < 2:
         raise UserError(f"{card.name} has {len(classnames)} class; classification needs at least two.")
-    if blank := [name for name in classnames if not readable(name).strip()]:
+    if blank := [name for name in classnames if not words(readable(name))]:
         raise UserError(f"{card.name}: a class is called {blank[0]!r}, which leaves no word; rename it.")
-    seen: dict[str, str] = {}
-    for name in classnames if not card.repeated_names else ():
-        # CLIP's tokenizer lower-cases and joins blanks.
-        key = " ".join(readable(name).lower().split())
-        if key in seen:
+    if special := [name for name in classnames if set(SPECIAL) & set(words(readable(name)))]:
+        raise UserError(
+            f"{card.name}: CLIP reads a part of {special[0]!r} as the end of a prompt; rename it."
+        )
+    seen: dict[tuple[str, ...], int] = {}
+    for label, name in enumerate(classnames if not card.repeated_names else ()):
+        if (other := seen.setdefault(words(readable(name)), label)) != label:
             raise UserError(
-                f"{card.name}: two classes are called {seen[key]!r} and {name!r}, which CLIP cannot "
+                f"{card.name}: two classes are called {classnames[other]!r} and {name!r}, which CLIP cannot "
                 "tell apart; rename one."
             )
-        seen[key] = name
 
 
 def _check_sizes(card: Card, classes: int, splits: Splits, allow_nonstandard: bool) -> str:

@@ -10,23 +10,24 @@ import pickle
 import random
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptbench import kept
 from promptbench.errors import UserError, brief, shown
 from promptbench.files import default_folder, write_atomic
+from promptbench.splits import Item, read_splits
 
 _LARGEST = 64 << 20  # bytes of a foreign draw: a million pictures
 _PATH = 4096  # characters of a path: no file system has longer ones
 
 if TYPE_CHECKING:
-    from promptbench.data import Dataset, Item
+    from promptbench.data import Dataset
 
 
 def draw_few_shot(
-    train: "Sequence[Item]", val: "Sequence[Item]", shots: int, seed: int
-) -> "tuple[list[Item], list[Item]]":
+    train: Sequence[Item], val: Sequence[Item], shots: int, seed: int
+) -> tuple[list[Item], list[Item]]:
     """The field's few-shot draw (Dassl.pytorch: dassl/data/datasets/base_dataset.py), bit for bit.
 
     One private stream seeded with ``seed`` first draws ``shots`` train items per class, then
@@ -35,7 +36,7 @@ def draw_few_shot(
     """
     stream = random.Random(seed)
 
-    def draw(items: "Sequence[Item]", k: int) -> "list[Item]":
+    def draw(items: Sequence[Item], k: int) -> list[Item]:
         groups: dict[int, list[Item]] = {}
         for item in items:
             groups.setdefault(item.label, []).append(item)
@@ -44,30 +45,29 @@ def draw_few_shot(
     return draw(train, shots), draw(val, min(shots, 4))
 
 
-def kept_draw(dataset: "Dataset", shots: int, seed: int) -> "tuple[list[Item], list[Item]]":
-    """The draw of a dataset, from the user's cache directory if it is there, else drawn and kept there.
+def kept_draw(dataset: "Dataset", shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """The draw of a dataset, from the user's cache directory if it is there and whole, else drawn and kept
+    there.
 
-    The file's name holds the fingerprint of the splits, so that a changed split is another file.
+    The file's name holds the dataset's fingerprint, so that a changed split is another file.
     """
     name = f"{dataset.name.replace(':', '-')}-{dataset.fingerprint[:16]}-shots{shots}-seed{seed}.json"
     path = default_folder() / "fewshot" / name
-    with suppress(OSError, ValueError, UserError):
-        return read_draw(path)
+    known = kept.read(path)
+    if known is not None:
+        return [Item(*one) for one in known["train"]], [Item(*one) for one in known["val"]]
     train, val = draw_few_shot(dataset.splits["train"], dataset.splits["val"], shots, seed)
-    with suppress(UserError):  # a cache that cannot be written costs time, never a result
-        write_draw(path, train, val)
+    kept.write(path, {"train": train, "val": val})
     return train, val
 
 
-def write_draw(path: Path, train: "Sequence[Item]", val: "Sequence[Item]") -> None:
+def write_draw(path: Path, train: Sequence[Item], val: Sequence[Item]) -> None:
     """A draw in the schema of a split file, with an empty test list."""
     write_atomic(path, json.dumps({"train": train, "val": val, "test": []}, indent=0))
 
 
-def read_draw(path: Path) -> "tuple[list[Item], list[Item]]":
+def read_draw(path: Path) -> tuple[list[Item], list[Item]]:
     """What `write_draw` wrote. Raises OSError or UserError."""
-    from promptbench.data import read_splits
-
     splits, _ = read_splits(path.read_bytes(), str(path))
     return list(splits["train"]), list(splits["val"])
 
@@ -100,7 +100,7 @@ class _Reader(pickle._Unpickler):  # the one in C takes all opcodes
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
-def import_draw(path: Path, dataset: "Dataset") -> "tuple[list[Item], list[Item]]":
+def import_draw(path: Path, dataset: "Dataset") -> tuple[list[Item], list[Item]]:
     """The pictures of a foreign ``split_fewshot/shot_<K>-seed_<S>.pkl``, as items of ``dataset``.
 
     Raises UserError if the file holds anything else, or a picture that is not in the dataset's split. Takes
@@ -145,7 +145,7 @@ def _fields(data: Any, most: int) -> list[tuple[str, int]]:
     return found
 
 
-def _match(one: tuple[str, int], known: "Mapping[str, Item]", path: Path, dataset: str) -> "Item":
+def _match(one: tuple[str, int], known: Mapping[str, Item], path: Path, dataset: str) -> Item:
     """The item whose relative path ends the absolute one, with the same label."""
     parts = re.split(r"[\\/]", one[0])
     for start in range(len(parts)):

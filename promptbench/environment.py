@@ -113,13 +113,18 @@ def default_device(asked: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            return torch.zeros(1, device=device).device
+            one = torch.ones(1, device=device)
+            if one.item() != 1:  # "meta" and its like know shapes only, and have no numbers to give
+                raise RuntimeError("it computes nothing")
+            return one.device
         # Asked, not tried: a tensor would take some hundred MB of a GPU that workers are to use.
         if (index := device.index or 0) >= torch.cuda.device_count():
             raise RuntimeError("no such GPU")
         return torch.device("cuda", index)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"{what} names no device of this machine; use cpu, cuda or cuda:N.") from None
+    except Exception:  # backends that are not installed fail in ways of their own
+        raise UserError(
+            f"{what} names no device of this machine that computes; use cpu, cuda or cuda:N."
+        ) from None
 
 
 def one_thread(device: torch.device, shape: Shape) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from promptbench.cards import Split
 from promptbench.data import Dataset, Item
+from promptbench.errors import UserError
 from promptbench.files import hash_value
-from promptbench.frozen import chunks, frozen_features, in_chunks
+from promptbench.frozen import chunks, frozen_features, in_chunks, require_finite
 from promptbench.method import Batch, Method
 from promptbench.names import Classes
 from promptbench.records import Confused, Counts
@@ -31,7 +32,8 @@ def predict(
     """The label of ``classes`` each item is taken for, [N] on the CLIP's device.
 
     The classifier is computed once; pictures come in large batches, or their features from the cache if
-    the method leaves the image tower alone.
+    the method leaves the image tower alone. Raises UserError if a score is no finite number, or
+    no score says anything.
     """
     clip, training = method.clip, method.training
     views = Views(**clip.preprocess)
@@ -45,9 +47,23 @@ def predict(
         else:
             frozen = frozen_features(clip, dataset, items, views, None, workers)
             batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
-        predicted = torch.cat([method.logits(batch, classifier).argmax(dim=-1) for batch in batches])
+        found = [_best(method.logits(batch, classifier)) for batch in batches]
     method.train(training)
+    predicted, low, high = (torch.cat(parts) for parts in zip(*found, strict=True))
+    what = f"scores of {method.name} on {dataset.name}"
+    require_finite(torch.stack([low, high]), what)  # once: no synchronisation per batch
+    if len(classes) > 1 and not (high > low).any():
+        raise UserError(
+            f"The {what} are the same for every class of every image; the backbone's weights are zero, or it "
+            "knows no word of the class names."
+        )
     return predicted
+
+
+def _best(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The label of the highest score, the lowest and the highest score, [B] each."""
+    low, high = logits.float().aminmax(dim=-1)
+    return logits.argmax(dim=-1), low, high
 
 
 class Answers(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from promptbench.clip import FrozenCLIP
 from promptbench.data import Dataset, Item
+from promptbench.errors import UserError
 from promptbench.views import Views, load_batches
 
 BATCH = 256  # pictures run at once where no gradient is kept
@@ -28,18 +29,32 @@ def frozen_features(
 
     def compute() -> Tensor:
         pictures = load_batches(dataset, items, views, chunks(len(items)), draw, clip.device, workers)
-        return torch.cat([clip.image_features(images).float() for images in pictures])
+        features = torch.cat([clip.image_features(images).float() for images in pictures])
+        require_finite(features, f"image features of {dataset.name}")
+        return features
 
     key = {
         "what": "image",
         **clip.identity(),
         "dataset": [dataset.name, dataset.fingerprint],
         "items": [item.path for item in items],
-        "files": dataset.stamps(item.path for item in items),
+        "files": dataset.hashes(item.path for item in items),
         "views": views.identity(training=draw is not None),
         "draw": draw,
     }
     return clip.cache.get(key, compute).to(clip.device)
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raise UserError if ``values`` hold NaN or infinity: an argmax of them would be a number like any other.
+
+    Waits for the device, so it is for whole results, not for batches.
+    """
+    if not values.isfinite().all():
+        raise UserError(
+            f"The {what} are not finite numbers; the backbone's weights are damaged or in another scale "
+            "(logit_scale must be a logarithm), or too large for this --precision (fp32 reaches farthest)."
+        )
 
 
 def chunks(n: int, size: int = BATCH) -> list[list[int]]:

@@ -1,11 +1,38 @@
-"""Class names: what a prompt says of them, and label spaces."""
+"""Class names: what a prompt says of them, what CLIP reads of that, and label spaces."""
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+SPECIAL = ("<start_of_text>", "<end_of_text>")  # of CLIP's tokenizer
 
 
 def readable(classname: str) -> str:
     """The class name as it goes into a prompt: underscores become blanks."""
     return classname.replace("_", " ")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What CLIP's tokenizer cuts ``text`` into before it numbers the parts: texts with equal words have equal
+    tokens, and no others.
+
+    Broken and composed characters, quotes, ligatures and full width are made one, entities resolved, case and
+    blanks dropped (openai/CLIP: clip/simple_tokenizer.py). Written out so that no torch need be loaded.
+    """
+    import html
+
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return tuple(_pattern().findall(" ".join(text.split()).lower()))
+
+
+@cache
+def _pattern() -> Any:
+    import regex
+
+    pattern = r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    return regex.compile("|".join(SPECIAL) + pattern, regex.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Trial(BaseModel):
     """Everything the result of a training depends on. Two trials are the same iff their hash is.
 
     ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
-    changed file is a changed trial. ``pretrained`` is only where the weights were found.
+    changed file is a changed trial; ``files`` fingerprints the images it reads where ``data`` leaves out
+    their contents (`Dataset.files`), else it is empty. ``pretrained`` is only where the weights were found.
     ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
     Methods that use no training pictures have shots 0 and seed 0: there is one such trial, not one per seed.
     """
@@ -55,6 +56,7 @@ class Trial(BaseModel):
     backbone: str = POCKET
     pretrained: str | None = None
     weights: str = ""
+    files: str = ""
     precision: Precision = "fp32"
     variant: str = ""
 
@@ -62,6 +64,8 @@ class Trial(BaseModel):
     def hash(self) -> str:
         """SHA-256 (hex) of the trial's content."""
         content = self.model_dump(mode="json", exclude={"pretrained", "variant"})
+        if not self.files:  # so that records from before it was there stay what they are
+            del content["files"]
         settings = content["settings"].items()
         content["settings"] = {k: v for k, v in settings if k not in _LATER or v != _LATER[k]}
         return hash_value(content)

@@ -13,6 +13,7 @@ from promptbench.data import Dataset
 from promptbench.errors import UserError
 from promptbench.files import hash_value, read_yaml
 from promptbench.method import Method, Recipe, Settings, resolve_settings
+from promptbench.splits import overlap
 from promptbench.trial import Benchmark, Evaluation, Precision, Split, Trial
 
 Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -74,6 +75,21 @@ def plan(
     for dataset, tested in units:
         _check_data(benchmark, dataset, tested, split, drawn, seeds)
     trials: list[Trial] = []
+
+    @cache
+    def files(at: int, count: int, seed: int) -> str:
+        """`Dataset.files` of what a trial of the unit ``at`` reads, empty if ``data`` covers it."""
+        dataset, tested = units[at]
+        read = {
+            one.name: [item for half in benchmark.test for item in one.items(split, half, limit)]
+            for one in tested
+        }
+        if count:
+            train, val = dataset.draw(count, seed, benchmark.train)
+            read[dataset.name] += [*train, *val]
+        found = [one.files(read[one.name]) for one in tested]
+        return hash_value(found) if any(found) else ""
+
     for recipe, given in _variants(wanted, overrides or {}):
         method, mine = recipe.method, dict(given)
         gradient = method.Settings.model_fields["epochs"].default > 0
@@ -82,7 +98,7 @@ def plan(
         if epochs is not None and gradient:
             mine.setdefault("epochs", epochs)
         tuned = tuned_settings(backbone, recipe)
-        for dataset, tested in units:
+        for at, (dataset, tested) in enumerate(units):
             prints = [one.fingerprint for one in tested]
             for count in shots if method.uses_shots else (0,):
                 situation = (recipe, benchmark.name, count, dataset.name, tuned)
@@ -112,6 +128,7 @@ def plan(
                         backbone=backbone,
                         pretrained=pretrained,
                         weights=fingerprint,
+                        files=files(at, count, seed),
                         precision=precision,
                         variant=" ".join(filter(None, labels)),
                     )
@@ -170,5 +187,11 @@ def _check_data(
         for half in benchmark.test:
             if not one.items(split, half):
                 raise UserError(f"{one.name} has no {split} pictures to evaluate; choose another --split.")
+        for (first, second), paths in overlap(one.splits).items():
+            if second == split or "train" not in (first, second):
+                raise UserError(
+                    f"{one.name}: {len(paths):,} {second} images are {first} images too, such as "
+                    f"{paths[0]!r}: no result could be believed; take them out of one of the splits."
+                )
     for count in shots:
         dataset.require_shots(count, seeds)

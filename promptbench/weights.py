@@ -34,6 +34,30 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
+#: keys under which checkpoints keep the state dict, and prefixes that wrappers put before its names
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.")
+#: parts of names in Hugging Face's CLIPModel and in open_clip's CLIP (transformers: models/clip/
+#: convert_clip_original_pytorch_to_hf.py, read backwards); "pre_layrnorm" is theirs
+_HUGGING_FACE = (
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
+    ("vision_model.post_layernorm.", "visual.ln_post."),
+    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("visual_projection.weight", "visual.proj"),
+    ("text_model.embeddings.token_embedding.", "token_embedding."),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    ("text_model.final_layer_norm.", "ln_final."),
+    ("text_projection.weight", "text_projection"),
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".self_attn.", ".attn."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -224,6 +248,8 @@ def _find(name: str, pretrained: str | None) -> tuple[Path | None, str]:
     path = Path(pretrained)
     if path.is_file():
         return path, ""
+    if path.is_dir() and "/" in pretrained:  # no tag has one
+        raise UserError(f"{pretrained} is a folder; give the weights file in it, such as model.safetensors.")
     tag, equals, file = pretrained.partition("=")
     named = bool(equals) and "/" not in tag and name != POCKET
     path = Path(file if named else pretrained)
@@ -282,7 +308,13 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
     if _OPENAI_MARKS & state.keys():
         _check_gelu(name, bool(config.get("quick_gelu", False)), True, f"{path.name}: OpenAI's weights")
         state = {key: value for key, value in state.items() if key not in _OPENAI_MARKS}
-    return build_model(config, state, path.name), config, hash_file(path)
+    what = path.name
+    if _is_hugging_face(state):
+        what = f"{path.name} (Hugging Face's CLIP layout)"
+        if not tag and (quick := _hugging_face_gelu(path)) is not None:
+            _check_gelu(name, bool(config.get("quick_gelu", False)), quick, f"{what}: these weights")
+        state = from_hugging_face(state)
+    return build_model(config, state, what), config, hash_file(path)
 
 
 def untrained_model(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -324,6 +356,9 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         if key in state and state[key].shape != expected[key].shape
     ]
     problems += [f"{key} holds NaN or infinity" for key, value in state.items() if not value.isfinite().all()]
+    scale = state.get("logit_scale", torch.zeros(()))
+    if scale.isfinite().all() and not scale.float().exp().isfinite().all():
+        problems.append("logit_scale is no logarithm: exp() of it is infinite")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
@@ -335,7 +370,8 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The arrays of a weights file: safetensors, a ``.pt`` state dict, or OpenAI's TorchScript archive.
+    """The arrays of a weights file: safetensors, a ``.pt`` state dict (alone or in a checkpoint), or OpenAI's
+    TorchScript archive; without the prefixes of wrappers such as DataParallel and torch.compile.
 
     No code from the file is ever run: ``.pt`` goes through torch's weights_only reader, TorchScript
     archives through a reader of our own that knows tensors and nothing else.
@@ -345,7 +381,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return _unwrapped(load_file(path))
         if _is_torchscript(path):
             return _read_torchscript(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -359,13 +395,56 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"Cannot read the weights in {path} ({type(error).__name__}): the file is truncated or not a "
             "weights file; get it again."
         ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    for _ in range(3):  # a checkpoint's state dict may lie in a checkpoint
+        inner = [state[key] for key in _NESTED if key in state] if isinstance(state, Mapping) else []
+        state = next((one for one in inner if isinstance(one, Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(
             f"{path} holds no state dict of tensors; save the model's state_dict() as safetensors."
         )
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return _unwrapped({str(key): value for key, value in state.items()})
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The arrays without what wrappers put before all of their names, such as "module." and "_orig_mod."."""
+    for prefix in _WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()})
+    return state
+
+
+def _is_hugging_face(state: Mapping[str, torch.Tensor]) -> bool:
+    return any(key.startswith(("text_model.", "vision_model.")) for key in state)
+
+
+def from_hugging_face(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Arrays of Hugging Face's CLIPModel under open_clip's names: queries, keys and values in one array,
+    projections transposed, position numbers left out. What has no place there keeps its name."""
+    found = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    for part in ("weight", "bias"):
+        for key in [one for one in found if one.endswith(f"self_attn.q_proj.{part}")]:
+            three = [key.replace("q_proj", f"{kind}_proj") for kind in "qkv"]
+            if all(one in found for one in three):
+                joined = torch.cat([found.pop(one) for one in three])
+                found[key.replace("self_attn.q_proj.", "self_attn.in_proj_")] = joined
+    renamed = {}
+    for key, value in found.items():
+        transposed = key in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2
+        for theirs, ours in _HUGGING_FACE:
+            key = key.replace(theirs, ours)
+        renamed[key] = value.t().contiguous() if transposed else value
+    return renamed
+
+
+def _hugging_face_gelu(path: Path) -> bool | None:
+    """Whether the weights file beside a ``config.json`` of Hugging Face's CLIP was trained with QuickGELU;
+    None where nothing tells."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text("utf-8"))
+        towers = [config[tower].get("hidden_act", "quick_gelu") for tower in ("text_config", "vision_config")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return "quick_gelu" in towers
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -15,7 +15,12 @@ from promptbench import cards, data
 from promptbench.data import Item
 from promptbench.draws import draw_few_shot
 from promptbench.errors import UserError
+from promptbench.method import get_method
+from promptbench.tokens import encode
+from promptbench.trial import get_benchmark
+from promptbench.trials import plan
 from promptbench.views import Views, epoch_order, load_batches
+from tests import mini
 
 VIEWS = Views(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -172,11 +177,92 @@ def drop_class(splits: Any, split: str, label: int) -> None:
         (lambda s: s["train"].append(["only a path"]), "is not a split file"),
         (lambda s: s["train"][0].__setitem__(0, "../../etc/passwd"), "lies outside"),
         (lambda s: s["train"][0].__setitem__(0, "images/0/gone.png"), "is not in"),
+        (lambda s: s["train"][0].__setitem__(0, "images\\..\\..\\passwd"), "lies outside"),
+        (lambda s: s["train"][0].__setitem__(0, "C:\\images\\0.png"), "lies outside"),
+        (lambda s: [x.__setitem__(1, x[1] + 1) for part in s.values() for x in part], "labels start at 1; "),
     ],
 )
 def test_wrong_splits(make_dataset: Any, edit: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         data.load(change(make_dataset(), edit))
+
+
+def test_one_image_has_one_path(make_dataset: Any) -> None:
+    card = make_dataset()
+    plain = data.load(str(card))
+    path = card.parent / "split.json"
+    parts = json.loads(path.read_text())
+    for number, entry in enumerate(parts["train"]):
+        entry[0] = [f"./{entry[0]}", entry[0].replace("/", "\\"), entry[0].replace("/", "//")][number % 3]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(parts).encode())  # a byte order mark
+    data.load.cache_clear()
+    assert data.load(str(card)).splits == plain.splits
+    path.write_text(json.dumps(parts), "utf-16")
+    data.load.cache_clear()
+    with pytest.raises(UserError, match="is UTF-16 text; save it as UTF-8"):
+        data.load(str(card))
+
+
+@pytest.mark.parametrize(
+    ("split", "taken_from", "message"),
+    [
+        ("test", "train", "20 test images are train images too, such as 'images/0/train0.png'"),
+        ("val", "train", "20 val images are train images too"),
+        ("test", "val", None),  # all of them: as in ImageNet
+    ],
+)
+def test_nothing_is_run_on_training_images(
+    make_dataset: Any, split: str, taken_from: str, message: str | None
+) -> None:
+    card = make_dataset()
+    change(card, lambda parts: parts.__setitem__(split, [["./" + p, *q] for p, *q in parts[taken_from]]))
+    dataset = data.load(str(card))
+
+    def planned() -> Any:
+        evaluated: Any = split
+        return plan(get_benchmark("fewshot"), [get_method("coop")], [dataset], shots=(1,), split=evaluated)
+
+    if message is None:
+        assert planned()
+        return
+    with pytest.raises(UserError, match=message):
+        planned()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("baker's dozen", "baker\u2019s dozen"),
+        ("salt & pepper", "salt &amp; pepper"),
+        ("salt & pepper", "salt &amp;amp; Pepper"),
+        ("fish", "\ufb01sh"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("cat", "\uff23\uff21\uff34"),
+        ('"dog"', "\u201cdog\u201d"),
+        ("Boeing 737-800", "boeing 737 - 800"),
+        ("ice\u00a0cream", "ice  cream"),
+        ("na\u00c3\u00afve", "na\u00efve"),
+    ],
+)
+def test_names_that_are_one_to_clip(make_dataset: Any, one: str, other: str) -> None:
+    assert encode(one) == encode(other)  # by open_clip's own tokenizer
+    with pytest.raises(UserError, match="CLIP cannot tell apart"):
+        data.load(str(make_dataset(classes={one: (0, 0, 0), other: (9, 9, 9)})))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("ox", "oxen"), ("a cat", "acat"), ("cafe", "caf\u00e9"), ("\u0441at", "cat"), ("x-ray", "xray")],
+)
+def test_names_that_clip_tells_apart(make_dataset: Any, one: str, other: str) -> None:
+    assert encode(one) != encode(other)
+    assert data.load(str(make_dataset(classes={one: (0, 0, 0), other: (9, 9, 9)}))).classnames == (one, other)
+
+
+@pytest.mark.parametrize("name", ["&nbsp;", "_", "an <end&lowbar;of&lowbar;text> inside"])
+def test_names_that_are_no_words(make_dataset: Any, name: str) -> None:
+    with pytest.raises(UserError, match="rename it"):
+        data.load(str(make_dataset(classes={name: (0, 0, 0), "cat": (9, 9, 9)})))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +316,49 @@ def test_damaged_archive(make_dataset: Any, tmp_path: Path, member: str) -> None
     data.load.cache_clear()
     with pytest.raises(UserError, match=r"all\.zip cannot be unpacked"):
         data.load(str(card))
+
+
+def test_an_archive_that_lacks_an_image_is_told_at_once(make_dataset: Any) -> None:
+    card = make_dataset(card={"source": "all.zip"})
+    with zipfile.ZipFile(card.parent / "all.zip", "w") as file:
+        for path in card.parent.rglob("*.*"):
+            if path.suffix in (".png", ".json") and path.name != "test2.png":
+                file.write(path, path.relative_to(card.parent))
+    with pytest.raises(UserError, match=r"split\.json in .*all\.zip names 'images/0/test2\.png', which"):
+        data.load(str(card))
+
+
+def test_linked_images_are_taken_and_told(make_dataset: Any, tmp_path: Path) -> None:
+    """What a link leads to may be shown in a report: never without a word."""
+    card = make_dataset()
+    first, second = (card.parent / "images" / "0" / f"train{number}.png" for number in (0, 1))
+    first.rename(tmp_path / "elsewhere.png")
+    first.symlink_to(tmp_path / "elsewhere.png")
+    (note,) = data.load(str(card)).notes
+    assert note == "read through links that lead out of the folder: 1 file, such as 'images/0/train0.png'"
+    second.unlink()
+    second.symlink_to("gone.png")
+    data.load.cache_clear()
+    with pytest.raises(UserError, match=r"train1\.png', which is a link to .*gone\.png, which is not there"):
+        data.load(str(card))
+
+
+def test_a_folder_that_is_called_like_a_shipped_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            mini.picture(tmp_path / "icons" / name / f"{number}.png", number)
+    monkeypatch.chdir(tmp_path)
+    data.load.cache_clear()
+    assert data.load("icons").notes == (
+        "this is the dataset that promptbench calls 'icons'; for the folder here give './icons'",
+    )
+    mine = data.load("./icons")
+    assert (mine.name, mine.classnames, mine.notes) == ("my-icons", ("cat", "dog"), ())
+    monkeypatch.chdir("/")
+    data.load.cache_clear()
+    assert data.load("icons").notes == ()
 
 
 @pytest.mark.parametrize(("text", "message"), [("[1, 2]", "map field names"), ("a: [", "not valid YAML")])

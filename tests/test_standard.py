@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -424,6 +425,92 @@ def test_what_would_shift_labels_is_refused(tmp_path: Path) -> None:
         data.load(str(folder))
 
 
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    folder = own(tmp_path / "vehicles")
+    (folder / "yak").rename(folder / "train")
+    (folder / "zebu").rename(folder / "test")
+    dataset = data.load(str(folder))
+    assert dataset.classnames == ("Snow leopard", "red_panda", "test", "train")
+    assert dataset.notes == ()
+    for name in ("Snow leopard", "red_panda"):
+        (folder / name).rename(tmp_path / name)
+    data.load.cache_clear()
+    with pytest.raises(UserError, match="has images directly in test and train; put them into one"):
+        data.load(str(folder))
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_other_words_for_splits(tmp_path: Path, val: str) -> None:
+    folder = own(tmp_path / "zoo", splits=True)
+    for name in ("red_panda", "yak"):
+        mini.picture(folder / val / name / "1.png")
+    splits = data.load(str(folder)).splits
+    assert [item.path for item in splits["val"]] == [f"{val}/red_panda/1.png", f"{val}/yak/1.png"]
+    assert (len(splits["train"]), len(splits["test"])) == (40, 40)
+    mini.picture(folder / ("val" if val != "val" else "valid") / "yak" / "1.png")
+    data.load.cache_clear()
+    with pytest.raises(UserError, match="two are one split; keep one"):
+        data.load(str(folder))
+
+
+def test_deeper_folders_are_of_the_class_they_lie_in(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo")
+    shutil.copytree(folder / "yak", folder / "yak" / "young" / "brown")
+    dataset = data.load(str(folder))
+    paths = {item.path: item.classname for items in dataset.splits.values() for item in items}
+    assert len(paths) == 50
+    assert paths["yak/young/brown/3.png"] == "yak"
+    for split in ("train", "test"):
+        shutil.copytree(folder / "zebu", folder / "red_panda" / split)
+    data.load.cache_clear()
+    with pytest.raises(UserError, match="has folders train and test in a class; put them the other"):
+        data.load(str(folder))
+
+
+def test_hidden_files_are_no_images_and_others_are_told(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo")
+    plain = data.load(str(folder))
+    for name in ("._1.png", ".hidden.png", "Thumbs.db", ".thumbs/1.png", "@eaDir/1.png"):
+        (folder / "yak" / name).parent.mkdir(exist_ok=True)
+        (folder / "yak" / name).write_bytes(b"\0\5\x16\7")
+    data.load.cache_clear()
+    hidden = data.load(str(folder))
+    assert (hidden.fingerprint, hidden.notes) == (plain.fingerprint, ())
+    (folder / "yak" / "1.tga").write_bytes(b"")
+    (folder / "yak" / "gone.png").symlink_to("nowhere.png")
+    mini.picture(folder / "stray.png")
+    data.load.cache_clear()
+    assert data.load(str(folder)).notes == (
+        "left out, since they lie in no class's folder: 1 file, such as 'stray.png'",
+        "left out, since they are no images of a kind that is read: 2 files, such as 'yak/1.tga'",
+    )
+
+
+def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo", splits=True)
+    mini.picture(folder / "unlabelled" / "1.png")
+    (note,) = data.load(str(folder)).notes
+    assert note == "left out, since they lie in no class's folder: 1 file, such as 'unlabelled/1.png'"
+    mini.picture(folder / "val" / "1.png")
+    data.load.cache_clear()
+    with pytest.raises(UserError, match=r"zoo/val holds images directly; put them into one sub-folder"):
+        data.load(str(folder))
+
+
+def test_check_finds_copies_and_passes_notes_on(tmp_path: Path) -> None:
+    folder = own(tmp_path / "zoo", splits=True)
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        mini.picture(path, number)
+    shutil.copy(folder / "train" / "yak" / "1.png", folder / "test" / "yak" / "2.png")
+    mini.picture(folder / "stray.png")
+    (found,) = check([str(folder)], None)
+    assert found.problems == []
+    assert found.notes == [
+        "left out, since they lie in no class's folder: 1 file, such as 'stray.png'",
+        "1 test images are copies of train images, such as 'test/yak/2.png' of 'train/yak/1.png'",
+    ]
+
+
 def test_names_with_blanks_and_from_other_editors(tmp_path: Path) -> None:
     folder = own(tmp_path / "zoo")
     lines = ["red_panda\tlesser panda", "Snow leopard ounce of the hills", "yak yak", "zebu  zebu"]
@@ -530,7 +617,7 @@ def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     dataset = data.load(str(folder))
     with pytest.raises(
-        UserError, match=r"zoo/.*\.png' of zoo cannot be read .Image size .* decompression bomb"
+        UserError, match=r"zoo/.*\.png' of zoo cannot be read .more than the 80 pixels .*; make it smaller"
     ):
         dataset.picture(dataset.splits["test"][0].path)
 

@@ -237,3 +237,91 @@ def test_tag_of_a_file(tmp_path: Path) -> None:
         weights.weights_file("ViT-L-14", f"laion3b={path}")
     with pytest.raises(UserError, match=r"no weights file 'gone\.pt'"):
         weights.weights_file("ViT-L-14", "laion2b_s32b_b82k=gone.pt")
+
+
+def hugging_face(state: State) -> State:
+    """The arrays as Hugging Face's CLIPModel names and lays them out, written out the other way round."""
+    found = {"logit_scale": state["logit_scale"]}
+    for tower, ours in (("text_model", "transformer"), ("vision_model", "visual.transformer")):
+        found[f"{tower}.embeddings.position_ids"] = torch.arange(77)[None]
+        for layer in range(4):
+            theirs, mine = f"{tower}.encoder.layers.{layer}", f"{ours}.resblocks.{layer}"
+            for part in ("weight", "bias"):
+                joined = state[f"{mine}.attn.in_proj_{part}"]
+                width = len(joined) // 3
+                for number, kind in enumerate("qkv"):
+                    rows = joined[number * width : (number + 1) * width].clone()
+                    found[f"{theirs}.self_attn.{kind}_proj.{part}"] = rows
+                found[f"{theirs}.self_attn.out_proj.{part}"] = state[f"{mine}.attn.out_proj.{part}"]
+                found[f"{theirs}.layer_norm1.{part}"] = state[f"{mine}.ln_1.{part}"]
+                found[f"{theirs}.layer_norm2.{part}"] = state[f"{mine}.ln_2.{part}"]
+                found[f"{theirs}.mlp.fc1.{part}"] = state[f"{mine}.mlp.c_fc.{part}"]
+                found[f"{theirs}.mlp.fc2.{part}"] = state[f"{mine}.mlp.c_proj.{part}"]
+    for part in ("weight", "bias"):
+        found[f"text_model.final_layer_norm.{part}"] = state[f"ln_final.{part}"]
+        found[f"vision_model.pre_layrnorm.{part}"] = state[f"visual.ln_pre.{part}"]
+        found[f"vision_model.post_layernorm.{part}"] = state[f"visual.ln_post.{part}"]
+    found["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
+    found["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
+    found["vision_model.embeddings.class_embedding"] = state["visual.class_embedding"]
+    found["vision_model.embeddings.patch_embedding.weight"] = state["visual.conv1.weight"]
+    found["vision_model.embeddings.position_embedding.weight"] = state["visual.positional_embedding"]
+    found["text_projection.weight"] = state["text_projection"].T.contiguous()
+    found["visual_projection.weight"] = state["visual.proj"].T.contiguous()
+    return found
+
+
+def test_hugging_faces_layout(
+    tmp_path: Path, state: State, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "backbone_config", lambda name: plain.CONFIG)
+    theirs = hugging_face(dict(tiny.state_dict()))
+    path = tmp_path / "model.safetensors"
+    save_file(theirs, path)
+    model, _, _ = weights.load_model("tiny", str(path))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    del theirs["vision_model.encoder.layers.2.self_attn.k_proj.bias"]
+    save_file(theirs, path)
+    with pytest.raises(UserError, match=r"\(Hugging Face's CLIP layout\) does not fit .*missing visual"):
+        weights.load_model("tiny", str(path))
+    (tmp_path / "config.json").write_text(
+        '{"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "gelu"}}'
+    )
+    with pytest.raises(UserError, match=r"QuickGELU mismatch: .* were trained with plain GELU"):
+        weights.load_model("tiny", str(path))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "clip_model."])
+def test_names_without_those_of_wrappers(tmp_path: Path, prefix: str, suffix: str) -> None:
+    state, path = {"visual.proj": torch.ones(2), "logit_scale": torch.ones(())}, tmp_path / f"w{suffix}"
+    wrapped = {prefix + key: value for key, value in state.items()}
+    save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
+    assert weights.read_weights(path).keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "keys", [("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict")]
+)
+def test_checkpoints_of_checkpoints(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    content: Any = {"visual.proj": torch.ones(2)}
+    for key in reversed(keys):
+        content = {"epoch": 3, key: content}
+    torch.save(content, tmp_path / "w.pt")
+    assert list(weights.read_weights(tmp_path / "w.pt")) == ["visual.proj"]
+
+
+def test_one_name_with_a_prefix_is_none_of_a_wrapper(tmp_path: Path) -> None:
+    torch.save({"model.x": torch.ones(1), "y": torch.ones(1)}, tmp_path / "w.pt")
+    assert list(weights.read_weights(tmp_path / "w.pt")) == ["model.x", "y"]
+
+
+def test_a_scale_that_is_no_logarithm(state: State) -> None:
+    with pytest.raises(UserError, match="logit_scale is no logarithm"):
+        build(state | {"logit_scale": torch.tensor(100.0)})
+
+
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give the weights file in it"):
+        weights.weights_file("ViT-B-16-quickgelu", str(tmp_path))
