@@ -363,7 +363,7 @@ class FrozenCLIP:
             return (self.scale if scale is None else scale) * image.float() @ text.float().T
 
     def attention_weights(self, tower: str, layer: int) -> dict[str, Tensor]:
-        """The frozen maps of a block's attention, [out, in] each: ``q``, ``k``, ``v`` and the output's ``o``."""
+        """The frozen maps of a block's attention by name, [out, in] each: q, k, v and the output's o."""
         holder = self.model if tower == "text" else self.model.visual
         attn = holder.transformer.resblocks[layer].attn
         return dict(zip("qkvo", (*attn.in_proj_weight.chunk(3), attn.out_proj.weight), strict=True))
@@ -484,8 +484,8 @@ def _call_block(
     open_clip has no place for, ours over the same tokens."""
     if hook or out:
         attention = partial(F.scaled_dot_product_attention, attn_mask=mask)
-        own, after = (partial(one, layer) if one else None for one in (hook, out))
-        return _block(block, x, attention, own, after)
+        after = partial(out, layer) if out else None
+        return _block(block, x, attention, partial(hook, layer) if hook else None, after)
     if transformer.batch_first:
         return block(x, attn_mask=mask)
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)

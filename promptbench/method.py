@@ -30,6 +30,7 @@ Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Template = Annotated[str, Field(pattern=r"\{\}", description="a sentence with {} for the class name")]
 
 
 class Settings(BaseModel):
@@ -88,10 +89,10 @@ class Batch:
 class Shots:
     """The few training pictures as frozen features, for what a method fits in closed form or searches.
 
-    ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), which are
-    others than those of the epochs, or of
-    the plain test views for None. ``validation()``: features [M, e] and labels [M] of the few-shot
-    validation pictures; None where a dataset has none of its own (ImageNet's are its test pictures).
+    ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), other
+    ones than those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
+    and labels [M] of the few-shot validation pictures; None where a dataset has none of its own
+    (ImageNet's are its test pictures).
     """
 
     labels: Tensor
@@ -119,7 +120,6 @@ class Method(nn.Module):
     fallback: ClassVar[str] = ""
     formula: ClassVar[str] = "0"
     Settings: ClassVar[type[Settings]] = Settings
-    official_name: ClassVar[str] = ""  # the method's name in parity folders
     published_name: ClassVar[str] = ""  # its name in results/published.csv
 
     def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
@@ -144,11 +144,13 @@ class Method(nn.Module):
     def check(cls, settings: Any, shape: Shape) -> None:
         """Refuse settings this backbone cannot serve. Raises UserError."""
         towers = {"depth_text": shape.text_layers, "depth_vision": shape.vision_layers}
-        for key, layers in {"depth": min(towers.values()), **towers}.items():
-            depth = getattr(settings, key, 0)
-            if depth > layers:
+        both = dict.fromkeys(("depth", "first_layer", "last_layer", "layers"), min(towers.values()))
+        for key, layers in {**both, **towers}.items():
+            value = getattr(settings, key, 0)
+            highest = max(value, default=0) if isinstance(value, tuple) else value
+            if highest > layers:
                 raise UserError(
-                    f"{cls.name}: {key}={depth} but this backbone has {layers} layers; "
+                    f"{cls.name}: {key}={highest} but this backbone has {layers} layers; "
                     f"use --set {key}={layers} or less."
                 )
 
@@ -168,9 +170,13 @@ class Method(nn.Module):
         """The tokens for both towers."""
         return Prompts()
 
+    def prompts_for(self, classes: Classes) -> Prompts:
+        """The tokens for telling these classes apart; in testing they may depend on the dataset."""
+        return self.prompts()
+
     def raw_text_features(self, classes: Classes) -> Tensor:
         """Text features of the prompted class names before normalisation: [C, e]."""
-        return self.clip.text_features(self.layout(classes), self.prompts())
+        return self.clip.text_features(self.layout(classes), self.prompts_for(classes))
 
     def layout(self, classes: Classes) -> TextLayout:
         """The text that goes into the tower: by default ``<context> <class name>.``"""
@@ -203,7 +209,7 @@ class Method(nn.Module):
         return self.scores(self.image_features(batch), classifier)
 
     def scores(self, image: Tensor, text: Tensor) -> Tensor:
-        """scale * image @ text.T of unit-norm features [B, e] and [C, e], the scale being the settings': [B, C]."""
+        """scale * image @ text.T of unit-norm features [B, e] and [C, e] at the settings' scale: [B, C]."""
         return self.clip.logits(image, text, self.settings.logit_scale or None)
 
     def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
@@ -228,21 +234,6 @@ class Method(nn.Module):
 
     def after_training(self, shots: Shots) -> None:
         """Choose what is chosen with the trained parameters."""
-
-    # -- parity with official implementations
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-        """Our settings for a case of a parity folder, on a backbone of this shape."""
-        raise NotImplementedError
-
-    def official_parameter(self, name: str) -> str:
-        """The official name of our parameter ``name``."""
-        return name
-
-    def official_tensors(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by our parameters' names (values or gradients) under their official names, as views."""
-        return {self.official_parameter(name): tensor for name, tensor in ours.items()}
 
     # -- shared by the prompt family
 

@@ -83,9 +83,7 @@ def _crop(size: tuple[int, int], smallest: float, stream: random.Random) -> tupl
     return left, top, left + w, top + h
 
 
-def epoch_order(
-    n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True
-) -> list[list[int]]:
+def epoch_order(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> list[list[int]]:
     """The batches of an epoch as indices into n items: a pure function of (seed, epoch).
 
     With ``drop_last`` a last short batch is left out if there is at least one full one (Dassl's train
