@@ -1,5 +1,6 @@
 """Tip-Adapter: a cache of the shots, asked by similarity; nothing is trained."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,26 +106,24 @@ class TipAdapter(Method):
         return betas, alphas
 
     @torch.no_grad()
-    def search(self, batch: Batch, classes: Classes) -> Tensor:
-        """Right answers in a batch for every value of beta and of alpha: [betas, alphas] on the CPU."""
+    def tried(self, batch: Batch, classes: Classes) -> Iterator[Tensor]:
+        """Logits [B, C] with every pair of the grid, beta in the outer loop."""
         betas, alphas = self.grid()
         text, values = self.classifier(classes)
         image = self.image_features(batch)
         with torch.autocast(image.device.type, enabled=False):
             plain, affinity = self.scores(image, text), image @ self.keys.T
-            right = []
             for beta in betas:
                 cached = (-beta * (1 - affinity)).exp() @ values
-                for alpha in alphas:
-                    right.append(((plain + alpha * cached).argmax(dim=-1) == batch.labels).sum())
-        return torch.stack(right).view(len(betas), len(alphas)).cpu()
+                yield from (plain + alpha * cached for alpha in alphas)
 
     def after_training(self, shots: Shots) -> None:
         """Search alpha and beta: the first best pair, beta in the outer loop."""
         held_out, (betas, alphas) = shots.validation(), self.grid()
         if held_out is None or not (self.settings.alpha_max and self.settings.beta_max):
             return
-        right = self.search(Batch(held_out[1], frozen=held_out[0]), shots.classes).flatten().tolist()
+        pairs = self.tried(Batch(held_out[1], frozen=held_out[0]), shots.classes)
+        right = torch.stack([(logits.argmax(dim=-1) == held_out[1]).sum() for logits in pairs]).tolist()
         i, j = divmod(right.index(max(right)), len(alphas))
         self.weights.copy_(torch.tensor([alphas[j], betas[i]], dtype=torch.float64))
 

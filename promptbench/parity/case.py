@@ -32,7 +32,7 @@ class Case:
 
     kind: ClassVar[str]
     accepted: ClassVar[Mapping[str, float]] = tolerances()
-    required: ClassVar[tuple[str, ...]] = ("text_features", "logits", "loss")
+    required: tuple[str, ...] = ("text_features", "logits", "loss")
     exempt: ClassVar[float] = 0.0
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -54,7 +54,7 @@ class Case:
         """Tensors by our parameters' names under the official ones, as views of the same memory."""
         raise NotImplementedError
 
-    def extra(self, method: Method) -> None:
+    def rest(self, method: Method) -> None:
         """Compare what only this method has; ``method`` is at the official start."""
 
     # -- what the case says
@@ -116,7 +116,7 @@ class Case:
         for prefix in self.prefixes():
             self.train(prefix)
         self.check_start()
-        self.extra(method)
+        self.rest(method)
         check_tables(self.compare)
         if unknown := self.compare.unknown():
             raise UserError(f"arrays that are not known: {', '.join(unknown)}")
@@ -190,7 +190,9 @@ class Case:
     def train(self, prefix: str) -> None:
         """The steps whose names begin with ``prefix``, each on the same batch from the official start."""
         decay = re.fullmatch(r"wd(0?)(\d+)_", prefix)
-        changes = {"weight_decay": float(f"0.{decay[2]}" if decay[1] else decay[2])} if decay else {}
+        changes: dict[str, Any] = {}
+        if decay:
+            changes["weight_decay"] = float(f"0.{decay[2]}" if decay[1] else decay[2])
         method = self.create(**changes).train()
         numbers = [int(name.removeprefix(f"{prefix}step").split(".")[0]) for name in self.steps_of(prefix)]
         steps, count = Steps(method, max(numbers)), max(numbers)

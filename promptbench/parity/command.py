@@ -57,7 +57,7 @@ def run(path: Path) -> Iterator[tuple[str, str, Comparison]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every case and kind of array; 1 if anything is over its tolerance, 2 for a folder that is wrong."""
+    """Print every case and kind of array; 1 if any is over its tolerance, 2 for a folder that is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m promptbench.parity",
         description="Compare methods with outputs of their official implementations.",

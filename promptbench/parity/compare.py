@@ -50,7 +50,7 @@ def difference(ours: Tensor, target: Tensor) -> float:
 
 
 def relative(ours: Tensor, target: Tensor) -> float:
-    """The largest difference by the largest entry; infinite where an entry that is exactly 0 is not 0 here."""
+    """The largest difference by the largest entry; infinite where ours is not 0 and the target exactly 0."""
     if ours.shape == target.shape and ours[target == 0].any():
         return float("inf")
     return difference(ours, target) / max(target.abs().max().item(), 1e-30)
@@ -103,7 +103,7 @@ class Comparison:
         self.measured(name, measure(ours, self.take(name)))
 
     def check_steps(self, name: str, ours: Tensor) -> None:
-        """Compare values before each step; those before the first have taken none, and are held to the loss."""
+        """Compare values before each step; the first ones, before any step, are held to the loss's bound."""
         if name not in self.arrays:
             return
         target = self.take(name)

@@ -53,7 +53,7 @@ class Folder:
         return self._clips[files]
 
     def images(self, stem: str) -> Tensor:
-        """The images behind a zero-shot file: ``zeroshot_..._<X>`` goes with ``inputs_<X>`` if there is one."""
+        """The images behind a zero-shot file: ``inputs_<X>`` of ``zeroshot_..._<X>``, if there is one."""
         named = self.path / f"inputs_{stem.rsplit('_', 1)[-1]}.safetensors"
         path = named if named.exists() else sorted(self.path.glob("inputs_*.safetensors"))[0]
         return self.read(path.name)["images"]

@@ -124,7 +124,7 @@ class CLIPLoRACase(AdapterCase):
 
     def official(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         params = self.settings()["params"]
-        found = {}
+        found: dict[str, Tensor] = {}
         for tower in ("text", "vision"):
             for i, block in enumerate(self.settings()[f"{tower}_blocks"]):
                 downs, ups = ours[f"A.{tower}.{i}"].chunk(len(params)), ours[f"B.{tower}.{i}"]
@@ -175,12 +175,12 @@ class CLIPLoRACase(AdapterCase):
                 for key, weight in method.merged(tower, block).items():
                     self.compare.check(f"merged_after.{place_of(tower, block, key)}.weight", weight)
 
-    def extra(self, method: Method) -> None:
+    def rest(self, method: Method) -> None:
         """Runs of n steps with the released cosine, without dropout."""
         found = (re.match(r"cosine(\d+)_", name) for name in self.arrays)
         for number in sorted({match[1] for match in found if match}):
             n, stem = int(number), f"cosine{number}"
-            schedule = {"steps": n, "schedule": "step", "lr_min": 1e-6, "dropout": 0.0}
+            schedule: dict[str, Any] = {"steps": n, "schedule": "step", "lr_min": 1e-6, "dropout": 0.0}
             method = self.create(**schedule).train()
             steps, rates, losses = Steps(method, n), [], []
             for step in range(n):

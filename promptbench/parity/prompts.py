@@ -21,7 +21,7 @@ TERMS = {"loss_ce": "ce", "loss_text": "text", "loss_image": "image", "loss_kl":
 class PromptCase(Case):
     """SGD with one rate for all, unless the case says otherwise."""
 
-    required = ("image_features", "text_features", "logits", "loss")
+    required: tuple[str, ...] = ("image_features", "text_features", "logits", "loss")
 
     def optimiser(self) -> dict[str, Any]:
         return CONSTANT | SGD | (super().optimiser() if "optimiser" in self.case else {})
@@ -114,7 +114,7 @@ class PromptSRCCase(IVLPCase):
         super().__init__(*args)
         self.aggregates = "gpa_mean" in self.case and "epochs" in self.case
         if self.aggregates and "loss" not in self.arrays:  # such a run may hold nothing else
-            self.required = ()  # type: ignore[misc]
+            self.required = ()
 
     def settings(self) -> dict[str, Any]:
         given = {"text_loss_weight": "text_weight", "image_loss_weight": "image_weight"}
@@ -129,7 +129,7 @@ class PromptSRCCase(IVLPCase):
         return found
 
     @torch.no_grad()
-    def extra(self, method: Method) -> None:
+    def rest(self, method: Method) -> None:
         self.check_teacher()
         if self.aggregates:
             self.check_aggregation()

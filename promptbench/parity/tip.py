@@ -19,7 +19,7 @@ CLOSE = 1e-3  # a gap between the two largest logits within which rounding may d
 
 class TipAdapterCase(TemplatesCase):
     kind = "tip_adapter"
-    required = ("text_features", "cache_keys", "search_accuracy", "logits_test")
+    required: tuple[str, ...] = ("text_features", "cache_keys", "search_accuracy", "logits_test")
 
     def inputs(self) -> None:
         take = self.compare.take
@@ -47,6 +47,9 @@ class TipAdapterCase(TemplatesCase):
             "templates": case["templates"],
         }
 
+    def official(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}  # nothing is learned
+
     def draw(self, seed: int, **changes: Any) -> Method:
         """Our method with the cache that it makes of the augmented features."""
         method = super().draw(seed, **changes)
@@ -58,9 +61,8 @@ class TipAdapterCase(TemplatesCase):
     def check_inputs(self, method: Any) -> None:
         """The cache, the text, and the features of the held out and of the test images."""
         templates = self.case["templates"]
-        raw = [
-            self.clip.text_features(self.clip.layout(template_rows(self.classes.names, t))) for t in templates
-        ]
+        rows = [template_rows(self.classes.names, template) for template in templates]
+        raw = [self.clip.text_features(self.clip.layout(one)) for one in rows]
         self.compare.check("text_features_raw", torch.stack(raw, dim=1) if len(raw) > 1 else raw[0])
         self.compare.check("text_features", method.text_features(self.classes))
         self.compare.check("cache_keys", self.draw(0).keys)  # type: ignore[arg-type]
@@ -75,7 +77,7 @@ class TipAdapterCase(TemplatesCase):
         return {"logits": logits, "logits_zeroshot": plain}
 
     @torch.no_grad()
-    def extra(self, method: Any) -> None:
+    def rest(self, method: Any) -> None:
         self.check_inputs(method)
         self.check_search(method)
 
@@ -84,13 +86,11 @@ class TipAdapterCase(TemplatesCase):
         betas, alphas = (torch.tensor(values, dtype=torch.float64) for values in method.grid())
         self.compare.check("search_beta", betas)
         self.compare.check("search_alpha", alphas)
-        labels, classifier = self.held_out.labels, method.classifier(self.classes)
-        right = 100 * method.search(self.held_out, self.classes).double() / len(labels)
-        ours = torch.empty(len(betas), len(alphas))
-        for i, beta in enumerate(betas):
-            for j, alpha in enumerate(alphas):
-                method.weights.copy_(torch.stack([alpha, beta]))
-                ours[i, j] = smallest_margin(method.logits(self.held_out, classifier))
+        pairs, labels = list(method.tried(self.held_out, self.classes)), self.held_out.labels
+        size = len(betas), len(alphas)
+        ours = torch.stack([smallest_margin(logits) for logits in pairs]).view(size)
+        hits = [(logits.argmax(dim=-1) == labels).sum() for logits in pairs]
+        right = 100 * torch.stack(hits).double().view(size) / len(labels)
         margin = self.arrays.get("search_margin", ours)
         self.compare.check("search_margin", ours)
         target = self.compare.take("search_accuracy")
@@ -102,7 +102,7 @@ class TipAdapterCase(TemplatesCase):
         self.compare.check("best_beta", beta)
         self.compare.check("best_alpha", alpha)
         self.compare.check("best_accuracy", right[betas == beta, alphas == alpha].squeeze())
-        logits = method.logits(self.tested, classifier)
+        logits = method.logits(self.tested, method.classifier(self.classes))
         plain = method.scores(method.image_features(self.tested), method.text_features(self.classes))
         self.compare.check("logits_test", logits)
         self.check_accuracy("accuracy_test", logits, self.tested)
@@ -121,7 +121,14 @@ class TipAdapterFCase(TipAdapterCase):
     """The first batch, used for all of ``step1`` and so on, and then the training itself."""
 
     kind = "tip_adapter_f"
-    required = ("text_features", "logits", "loss", "cache_keys", "search_accuracy", "logits_test")
+    required: tuple[str, ...] = (
+        "text_features",
+        "logits",
+        "loss",
+        "cache_keys",
+        "search_accuracy",
+        "logits_test",
+    )
 
     def inputs(self) -> None:
         super().inputs()
@@ -144,7 +151,7 @@ class TipAdapterFCase(TipAdapterCase):
                 f"param.{name}", difference(tensor, self.arrays[f"param.{name}"]), "features"
             )
 
-    def extra(self, method: Any) -> None:
+    def rest(self, method: Any) -> None:
         self.check_inputs(method)
         self.check_search(self.check_training())
 

@@ -19,7 +19,7 @@ class AnchoredCase(Case):
 
     kind = "kgcoop"
     accepted = tolerances(features_raw=5e-5, loss=3e-5, steps=2e-6)
-    required = ("image_features", "text_features", "logits", "loss")
+    required: tuple[str, ...] = ("image_features", "text_features", "logits", "loss")
 
     def settings(self) -> dict[str, Any]:
         found = {key: self.case[key] for key in ("n_ctx", "ctx_init", "weight")}
@@ -29,7 +29,7 @@ class AnchoredCase(Case):
         return {f"prompt_learner.{name}": tensor for name, tensor in ours.items()}
 
     @torch.no_grad()
-    def extra(self, method: Any) -> None:
+    def rest(self, method: Any) -> None:
         """The frozen model's features."""
         frozen = self.batch.frozen
         assert frozen is not None
@@ -59,8 +59,8 @@ class TCPCase(AnchoredCase):
 
         return {f"prompt_learner.{name(key)}": tensor for key, tensor in ours.items()}
 
-    def extra(self, method: Any) -> None:
-        super().extra(method)
+    def rest(self, method: Any) -> None:
+        super().rest(method)
         self.compare.check("class_tokens", method.class_tokens(self.classes))
 
 
@@ -87,7 +87,7 @@ class MMACase(AnchoredCase):
         return {name(*key.split(".")): tensor for key, tensor in ours.items()}
 
     @torch.no_grad()
-    def extra(self, method: Any) -> None:
+    def rest(self, method: Any) -> None:
         frozen, templates = self.batch.frozen, (self.case["template"],)
         assert frozen is not None
         text = self.clip.frozen_text(self.classes, templates, normalise_mean=False, normalise_each=False)
@@ -145,8 +145,8 @@ class MMRLCase(AnchoredCase):
             found["logits_novel_fused"] = method.logits(self.batch, (*classifier[:2], True))
         return found
 
-    def extra(self, method: Any) -> None:
-        super().extra(method)
+    def rest(self, method: Any) -> None:
+        super().rest(method)
         for tower in ("text", "vision"):
             for layer, tokens in zip(sorted(self.case["rep_layers"]), method.tokens_of(tower), strict=True):
                 self.compare.check(f"rep_tokens_{tower}.{layer}", tokens)
