@@ -235,7 +235,8 @@ def fit(
         losses = []
         with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
-            for step, index in enumerate(torch.tensor(batches, device=clip.device)):
+            indices = torch.tensor([i for one in batches for i in one], device=clip.device)  # one copy
+            for step, index in enumerate(indices.split([len(one) for one in batches])):
                 waiting = time.perf_counter()
                 pictures = next(images, None)
                 progress.wait_seconds += time.perf_counter() - waiting
