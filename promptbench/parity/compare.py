@@ -22,7 +22,7 @@ KINDS = (
     (r"loss_\w+_per_step", "loss_terms"),
     (r"loss", "loss"),
     (r"(logits_\w*after|logits_gpa)", "logits_after"),
-    (r"(train_)?logits", "logits"),
+    (r"(train_|teacher_)?logits", "logits"),
     (r"merged_after\.", "features_raw"),
     (r"(rep|class)_tokens", "tokens_made"),
     (r"(search_(beta|alpha)$|best_(beta|alpha)$)", "grid"),
@@ -101,6 +101,12 @@ class Comparison:
             return
         measure = relative if kind_of(name) == "grad" else difference
         self.measured(name, measure(ours, self.take(name)))
+
+    def check_any(self, name: str, candidates: Iterable[Tensor]) -> None:
+        """Compare an array whose layout the format leaves open with each that it may have."""
+        if name in self.arrays:
+            target = self.take(name)
+            self.measured(name, min(difference(ours, target) for ours in candidates))
 
     def check_steps(self, name: str, ours: Tensor) -> None:
         """Compare values before each step; the first ones, before any step, are held to the loss's bound."""
