@@ -115,11 +115,8 @@ class MMRL(Method):
         return [one(self.tokens) for one in maps]
 
     def prompts(self) -> Prompts:
-        def by_block(tower: str) -> list[Tensor | None]:
-            found = dict(zip(self.blocks, self.tokens_of(tower), strict=True))
-            return [found.get(block) for block in range(self.blocks[-1] + 1)]
-
-        return Prompts(by_block("text"), by_block("vision"), ln_pre=False)
+        chosen = [dict(zip(self.blocks, self.tokens_of(t), strict=True)) for t in ("text", "vision")]
+        return Prompts(*([one.get(i) for i in range(max(one) + 1)] for one in chosen), ln_pre=False)
 
     def layout(self, classes: Classes) -> TextLayout:
         return self.clip.layout(template_rows(classes.names, classes.template))
@@ -138,7 +135,7 @@ class MMRL(Method):
             return plain, states[:, 1:].mean(dim=1) @ self.token_projection()
 
     def token_projection(self) -> Tensor:
-        """The map from the mean representation token to the joint space: [d_v, e]."""
+        """[d_v, e], for the mean representation token."""
         return self.projection
 
     def image_features(self, batch: Batch) -> Tensor:
@@ -150,9 +147,8 @@ class MMRL(Method):
 
     def branches(self, batch: Batch, classifier: Any) -> tuple[Tensor, Tensor]:
         """Logits of the class token and of the representation tokens: [B, C] each."""
-        both = self.both_features(batch, classifier[1])
-        plain, tokens = (self.scores(F.normalize(one, dim=-1), classifier[0]) for one in both)
-        return plain, tokens
+        plain, tokens = (F.normalize(one, dim=-1) for one in self.both_features(batch, classifier[1]))
+        return self.scores(plain, classifier[0]), self.scores(tokens, classifier[0])
 
     def logits(self, batch: Batch, classifier: Any) -> Tensor:
         (plain, tokens), share = self.branches(batch, classifier), self.settings.share

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from promptbench import parity
+from promptbench.parity.compare import Comparison
+from promptbench.parity.heads import mask
+from promptbench.parity.start import distance, summary
 from tests.plain import Arrays, gaussian_weights, schedule, write_goldens
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -207,6 +211,47 @@ def test_nothing_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     (folder / "cases.json").write_text(json.dumps(cases))
     assert parity.main([str(folder)]) == 2
     assert "Case future: no method is called 'NotYet' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", [8, 64, 2000])
+def test_starts_are_told_apart(n: int) -> None:
+    """One draw of n values or 24 of them: ours passes; another width, shape or centre does not, if there are
+    enough values to see it."""
+    g = torch.Generator().manual_seed(n)
+
+    def uniform(seeds: int, bound: float = 0.5) -> torch.Tensor:
+        return (torch.rand(seeds, n, generator=g) * 2 - 1) * bound
+
+    def normal(seeds: int, std: float = 0.5) -> torch.Tensor:
+        return torch.randn(seeds, n, generator=g) * std
+
+    for draw in (uniform, normal):
+        for seeds in (1, 24):
+            for _ in range(20):
+                assert distance(draw(24), summary(draw(seeds)), seeds * n) < 1
+    pool = 24 * n
+    assert distance(uniform(24), summary(uniform(24, 0.25)), pool) > 1
+    assert distance(uniform(24), summary(uniform(24) + 0.6), pool) > 1
+    assert distance(uniform(24), summary(torch.zeros(24, n)), pool) > 1
+    assert distance(torch.zeros(24, n), summary(uniform(24, 1e-3)), pool) > 1
+    if n > 8:  # equal deviations
+        assert distance(uniform(24), summary(normal(24, 0.5 / 3**0.5)), pool) > 1
+        assert distance(normal(24, 0.5 / 3**0.5), summary(uniform(24)), pool) > 1
+
+
+def test_dropout_masks_lie_as_the_official_code_has_them() -> None:
+    """[length, batch, d] in front of queries, keys and values, [length * batch, d] in front of the output."""
+    length, rows, width = 5, 3, 2
+    kept = torch.ones(length, rows, width, dtype=torch.uint8)
+    kept[4, 1] = 0
+    arrays = {f"mask2.transformer.resblocks.0.attn.{part}": kept for part in ("q_proj", "k_proj", "v_proj")}
+    arrays["mask2.transformer.resblocks.0.attn.proj"] = kept.view(-1, width)
+    method: Any = SimpleNamespace(training=True, settings=SimpleNamespace(dropout=0.5))
+    mask(method, 2, Comparison(arrays, {}))
+    expected = torch.full((rows, length, width), 2.0)
+    expected[1, 4] = 0
+    for key in "qkvo":
+        assert torch.equal(method.drop("text", 0, key, torch.ones(rows, length, width)), expected)
 
 
 def test_bad_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
