@@ -116,7 +116,8 @@ class MMRL(Method):
 
     def prompts(self) -> Prompts:
         chosen = [dict(zip(self.blocks, self.tokens_of(t), strict=True)) for t in ("text", "vision")]
-        return Prompts(*([one.get(i) for i in range(max(one) + 1)] for one in chosen), ln_pre=False)
+        text, vision = ([one.get(i) for i in range(max(one) + 1)] for one in chosen)
+        return Prompts(text, vision, ln_pre=False)
 
     def layout(self, classes: Classes) -> TextLayout:
         return self.clip.layout(template_rows(classes.names, classes.template))
@@ -137,9 +138,6 @@ class MMRL(Method):
     def token_projection(self) -> Tensor:
         """[d_v, e], for the mean representation token."""
         return self.projection
-
-    def image_features(self, batch: Batch) -> Tensor:
-        return F.normalize(self.both_features(batch, self.prompts())[0], dim=-1)
 
     def classifier(self, classes: Classes) -> Any:
         """Text features, tokens, and whether these may speak, as they do on the classes of training."""
