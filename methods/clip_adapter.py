@@ -55,9 +55,13 @@ class CLIPAdapter(Method):
     def parameter_count(cls, settings: CLIPAdapterSettings, shape: Shape, n_classes: int) -> int:
         return 2 * shape.embed_dim * (shape.embed_dim // settings.reduction)
 
+    def adapted(self, frozen: Tensor) -> tuple[Tensor, Tensor]:
+        """The adapter's output for features before normalisation, and both mixed: [B, e] each."""
+        share = self.settings.ratio
+        with torch.autocast(frozen.device.type, enabled=False):  # fp32, as official
+            output = F.relu(self.up(F.relu(self.down(frozen))))
+            return output, share * output + (1 - share) * frozen
+
     def image_features(self, batch: Batch) -> Tensor:
         assert batch.frozen is not None
-        share = self.settings.ratio
-        with torch.autocast(batch.frozen.device.type, enabled=False):  # fp32, as official
-            adapted = F.relu(self.up(F.relu(self.down(batch.frozen))))
-            return F.normalize(share * adapted + (1 - share) * batch.frozen, dim=-1)
+        return F.normalize(self.adapted(batch.frozen)[1], dim=-1)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.method import Count, Method, Positive, Rate, Settings
+from promptbench.errors import UserError
+from promptbench.method import Count, Method, Positive, Rate, Settings, Template
 from promptbench.names import Classes
 from promptbench.templates import PLAIN
 from promptbench.tokens import TextLayout, template_rows
@@ -25,9 +26,22 @@ class CLIPLoRASettings(Settings):
     schedule: Literal["epoch", "step"] = "step"
     epochs: Count = Field(50, description="only if steps is 0")
     batch_size: Positive = 32
+    drop_last: bool = Field(False, description="leave out a short last batch; the official loader does not")
     rank: Positive = Field(2, description="r of B A")
     alpha: float = Field(1.0, gt=0, description="the change is alpha / sqrt(r) * B A")
     dropout: float = Field(0.25, ge=0, lt=1, description="on the input of the low-rank branch")
+    params: str = Field("qkv", pattern="^q?k?v?o?$", description="maps that change; o is the output's")
+    text_blocks: tuple[Count, ...] | None = Field(None, description="blocks from 0 that change; none: all")
+    vision_blocks: tuple[Count, ...] | None = Field(None, description="the same of the vision tower")
+    template: Template = Field(PLAIN, description="text of every dataset")
+
+    def blocks(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """The blocks that change, counted from 0, by tower."""
+        text, vision = tuple(range(shape.text_layers)), tuple(range(shape.vision_layers))
+        return {
+            "text": text if self.text_blocks is None else self.text_blocks,
+            "vision": vision if self.vision_blocks is None else self.vision_blocks,
+        }
 
 
 class CLIPLoRA(Method):
@@ -40,10 +54,11 @@ class CLIPLoRA(Method):
     (ViT-B/16, r = 2: 184,320).
 
     Settings (MaxZanella/CLIP-LoRA: lora.py, run_utils.py): AdamW 2e-4, decay 0.01, cosine per step to 1e-6,
-    no warm-up, 500 K steps of batch 32 for K shots whatever the dataset. The official code covers few-shot
-    only; other benchmarks have the same settings. Tokens that all classes share are run once, so they
-    share one dropout mask in a step, where the official code draws one per class; without dropout, and
-    in testing, the two are equal.
+    no warm-up, 500 K steps of batch 32 for K shots whatever the dataset, short last batches of an epoch
+    counted. The official code covers few-shot only; other benchmarks have the same settings. Its logits have
+    the constant 100 (``--set logit_scale=100``), ours the backbone's own scale. Tokens that all classes
+    share are run once, so they share one dropout mask in a step, where the official code draws one per
+    class; without dropout, and in testing, the two are equal.
     """
 
     name = "clip_lora"
@@ -55,18 +70,16 @@ class CLIPLoRA(Method):
 
     def __init__(self, clip: FrozenCLIP, settings: CLIPLoRASettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
-        shape, rank = clip.shape, settings.rank
-        towers = {
-            "text": (shape.text_layers, shape.text_width),
-            "vision": (shape.vision_layers, shape.vision_width),
-        }
-        # A of a block is [3 r, d], B [3, d, r]: one for queries, keys and values each
+        rank, n = settings.rank, len(settings.params)
+        widths = {"text": clip.shape.text_width, "vision": clip.shape.vision_width}
+        self.blocks = settings.blocks(clip.shape)
+        # A of a block is [n r, d], B [n, d, r]: one for each of the n maps
         self.A, self.B = nn.ModuleDict(), nn.ModuleDict()
-        for tower, (layers, width) in towers.items():
+        for tower, width in widths.items():
             bound = width**-0.5  # Kaiming-uniform with a = sqrt(5)
-            down = [torch.empty(3 * rank, width).uniform_(-bound, bound) for _ in range(layers)]
+            down = [torch.empty(n * rank, width).uniform_(-bound, bound) for _ in self.blocks[tower]]
             self.A[tower] = nn.ParameterList(down)
-            self.B[tower] = nn.ParameterList(torch.zeros(3, width, rank) for _ in range(layers))
+            self.B[tower] = nn.ParameterList(torch.zeros(n, width, rank) for _ in self.blocks[tower])
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
@@ -74,21 +87,61 @@ class CLIPLoRA(Method):
 
     @classmethod
     def parameter_count(cls, settings: CLIPLoRASettings, shape: Shape, n_classes: int) -> int:
-        width = shape.text_layers * shape.text_width + shape.vision_layers * shape.vision_width
-        return 6 * settings.rank * width
+        blocks, widths = settings.blocks(shape), {"text": shape.text_width, "vision": shape.vision_width}
+        width = sum(len(blocks[tower]) * widths[tower] for tower in blocks)
+        return 2 * len(settings.params) * settings.rank * width
 
-    def change(self, tower: str, layer: int, h: Tensor) -> tuple[Tensor, None]:
+    @classmethod
+    def check(cls, settings: CLIPLoRASettings, shape: Shape) -> None:
+        layers = {"text": shape.text_layers, "vision": shape.vision_layers}
+        for tower, blocks in settings.blocks(shape).items():
+            if max(blocks, default=0) >= layers[tower]:
+                raise UserError(
+                    f"clip_lora: {tower}_blocks={list(blocks)} but this backbone's {tower} tower has "
+                    f"{layers[tower]} blocks; use numbers from 0 to {layers[tower] - 1}."
+                )
+
+    def factors(self, tower: str, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """A [r, d] and B [d, r] of the maps of a block that change, by the map's letter."""
+        if layer not in self.blocks[tower]:
+            return {}
+        i, params = self.blocks[tower].index(layer), self.settings.params
+        downs = self.A[tower][i].chunk(len(params))  # type: ignore[index]
+        return dict(zip(params, zip(downs, self.B[tower][i], strict=True), strict=True))  # type: ignore[index]
+
+    @property
+    def scale(self) -> float:
+        return self.settings.alpha / self.settings.rank**0.5
+
+    def merged(self, tower: str, layer: int) -> dict[str, Tensor]:
+        """The maps of a block that change, with the change in them, [out, in] by the map's letter."""
+        frozen, factors = self.clip.attention_weights(tower, layer), self.factors(tower, layer)
+        return {key: frozen[key] + self.scale * b @ a for key, (a, b) in factors.items()}
+
+    def drop(self, tower: str, layer: int, key: str, h: Tensor) -> Tensor:
+        """The low-rank branch's input [..., N, d]: every map draws a mask of its own."""
+        return F.dropout(h, self.settings.dropout, self.training)
+
+    def branch(self, tower: str, layer: int, h: Tensor, key: str) -> Tensor:
+        """What is added to a map's output, for inputs h [..., N, d]: the same shape."""
+        if key not in (factors := self.factors(tower, layer)):
+            return torch.zeros_like(h)
+        a, b = factors[key]
+        return self.scale * F.linear(F.linear(self.drop(tower, layer, key, h), a), b)
+
+    def change(self, tower: str, layer: int, h: Tensor) -> tuple[Tensor | None, None]:
         """What is added to queries, keys and values, for block inputs h [..., N, d]: [..., N, 3 d]."""
-        s = self.settings
-        parts = []
-        downs = self.A[tower][layer].chunk(3)  # type: ignore[index]
-        for a, b in zip(downs, self.B[tower][layer], strict=True):  # type: ignore[index]
-            parts.append(F.linear(F.linear(F.dropout(h, s.dropout, self.training), a), b))
-        return s.alpha / s.rank**0.5 * torch.cat(parts, dim=-1), None
+        if layer not in self.blocks[tower]:
+            return None, None
+        return torch.cat([self.branch(tower, layer, h, key) for key in "qkv"], dim=-1), None
 
     def prompts(self) -> Prompts:
-        hooks = {f"{tower}_hook": partial(self.change, tower) for tower in ("text", "vision")}
-        return Prompts(**hooks)  # type: ignore[arg-type]
+        hooks: dict[str, Any] = {}
+        for tower in ("text", "vision"):
+            hooks[f"{tower}_hook"] = partial(self.change, tower)
+            if "o" in self.settings.params:
+                hooks[f"{tower}_out_hook"] = partial(self.branch, tower, key="o")
+        return Prompts(**hooks)
 
     def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, PLAIN))
+        return self.clip.layout(template_rows(classes.names, self.settings.template))

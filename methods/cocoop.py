@@ -1,8 +1,5 @@
 """CoCoOp: a context that every picture shifts."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,7 +38,6 @@ class CoCoOp(Method):
     trains = frozenset({"text"})
     formula = "M d_t + (e h + h) + (h d_t + d_t), h = e // 16"
     Settings = CoCoOpSettings
-    official_name = "CoCoOp"
 
     def __init__(self, clip: FrozenCLIP, settings: CoCoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -73,11 +69,4 @@ class CoCoOp(Method):
     def logits(self, batch: Batch, classifier: Classes) -> Tensor:
         image = self.image_features(batch)
         text = F.normalize(self.text_for(image, classifier), dim=-1)
-        return torch.cat([self.clip.logits(f[None], t) for f, t in zip(image, text, strict=True)])
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: case[key] for key in ("n_ctx", "ctx_init")}
-
-    def official_parameter(self, name: str) -> str:
-        return f"prompt_learner.{name}"
+        return torch.cat([self.scores(f[None], t) for f, t in zip(image, text, strict=True)])

@@ -1,6 +1,5 @@
 """CoOp: learn the words around the class name."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -56,7 +55,6 @@ class CoOp(Method):
     trains = frozenset({"text"})
     formula = "M * d_t"
     Settings = CoOpSettings
-    official_name = "CoOp"
 
     def __init__(self, clip: FrozenCLIP, settings: CoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -86,15 +84,3 @@ class CoOp(Method):
     def layout(self, classes: Classes) -> TextLayout:
         s = self.settings
         return self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx, s.position, not s.class_specific)
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "n_ctx": case["n_ctx"],
-            "ctx_init": case["ctx_init"],
-            "position": case["class_token_position"],
-            "class_specific": case["class_specific_context"],
-        }
-
-    def official_parameter(self, name: str) -> str:
-        return f"prompt_learner.{name}"

@@ -16,6 +16,7 @@ class KgCoOpSettings(CoOpSettings):
     epochs: Count = 100
     batch_size: Positive = 128
     weight: Rate = Field(8.0, description="W of the distance to the frozen text features")
+    anchor: str = Field("", description="template of the frozen text features; empty = the dataset's")
 
 
 class KgCoOp(CoOp):
@@ -34,7 +35,6 @@ class KgCoOp(CoOp):
     name = "kgcoop"
     paper = "arXiv:2303.13283"
     published_name = "KgCoOp"
-    official_name = ""
     Settings = KgCoOpSettings
 
     @classmethod
@@ -44,10 +44,15 @@ class KgCoOp(CoOp):
     def anchors(self, classes: Classes) -> Tensor:
         """Unit-norm frozen text features g: [C, e]."""
         texture = classes.dataset == "dtd"
-        template = "a photo of a {}, a type of texture." if texture else classes.template
-        return self.clip.frozen_text(classes, (template,))
+        usual = "a photo of a {}, a type of texture." if texture else classes.template
+        return self.clip.frozen_text(classes, (self.settings.anchor or usual,))
 
-    def loss(self, batch: Batch, classes: Classes) -> Tensor:
+    def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
         text = self.text_features(classes)
-        loss = F.cross_entropy(self.logits(batch, text), batch.labels)
-        return loss + self.settings.weight * cosine_distance(text, self.anchors(classes))
+        return {
+            "ce": F.cross_entropy(self.logits(batch, text), batch.labels),
+            "cos_text": cosine_distance(text, self.anchors(classes)),
+        }
+
+    def term_weights(self) -> dict[str, float]:
+        return {"ce": 1.0, "cos_text": self.settings.weight}

@@ -1,6 +1,5 @@
 """MaPLe: deep text prompts, and vision prompts that are linear maps of them."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -43,7 +42,6 @@ class MaPLe(Method):
     trains = frozenset({"text", "vision"})
     formula = "J n d_t + J (d_t d_v + d_v)"
     Settings = MaPLeSettings
-    official_name = "MaPLe"
 
     def __init__(self, clip: FrozenCLIP, settings: MaPLeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -66,14 +64,3 @@ class MaPLe(Method):
 
     def prompts(self) -> Prompts:
         return Prompts(list(self.text), [f(p) for f, p in zip(self.couple, self.text, strict=True)])
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: case[key] for key in ("n_ctx", "depth", "ctx_init")}
-
-    def official_parameter(self, name: str) -> str:
-        part, layer, *rest = name.split(".")
-        if layer == "0":
-            return ".".join(["prompt_learner", {"text": "ctx", "couple": "proj"}[part], *rest])
-        family = {"text": "compound_prompts_text", "couple": "compound_prompt_projections"}[part]
-        return ".".join(["prompt_learner", family, str(int(layer) - 1), *rest])

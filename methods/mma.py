@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.errors import UserError
-from promptbench.method import Count, Method, Positive, Rate, Settings
+from promptbench.method import Count, Method, Positive, Rate, Settings, Template
 from promptbench.names import Classes
 from promptbench.templates import PLAIN
 from promptbench.tokens import TextLayout, template_rows
@@ -23,8 +23,14 @@ class MMASettings(Settings):
     batch_size: Positive = 16
     warmup_epochs: Count = 0
     first_layer: Positive = Field(5, description="first block with an adapter, counted from 1")
+    last_layer: Count = Field(0, description="last block with an adapter; 0 = the last of both towers")
     hidden: Positive = Field(32, description="h: width of the shared layer")
     scale: float = Field(0.001, gt=0, description="s: the adapter's share")
+    template: Template = Field(PLAIN, description="text of every dataset")
+
+    def blocks(self, shape: Shape) -> range:
+        """The blocks with an adapter, counted from 0."""
+        return range(self.first_layer - 1, self.last_layer or min(shape.text_layers, shape.vision_layers))
 
 
 class _Scale(torch.autograd.Function):
@@ -67,7 +73,7 @@ class MMA(Method):
     def __init__(self, clip: FrozenCLIP, settings: MMASettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
         s, shape = settings, clip.shape
-        self.layers = range(s.first_layer - 1, min(shape.text_layers, shape.vision_layers))
+        self.layers = s.blocks(shape)
 
         def maps(rows: int, columns: int) -> nn.ModuleList:
             found = [nn.Linear(columns, rows) for _ in self.layers]
@@ -87,18 +93,14 @@ class MMA(Method):
 
     @classmethod
     def parameter_count(cls, settings: MMASettings, shape: Shape, n_classes: int) -> int:
-        h, layers = settings.hidden, min(shape.text_layers, shape.vision_layers) + 1 - settings.first_layer
-        widths = shape.text_width + shape.vision_width
-        return layers * (2 * widths * h + widths + h * h + 3 * h)
+        h, widths = settings.hidden, shape.text_width + shape.vision_width
+        return len(settings.blocks(shape)) * (2 * widths * h + widths + h * h + 3 * h)
 
     @classmethod
     def check(cls, settings: MMASettings, shape: Shape) -> None:
-        layers = min(shape.text_layers, shape.vision_layers)
-        if settings.first_layer > layers:
-            raise UserError(
-                f"mma: first_layer={settings.first_layer} but this backbone has {layers} layers; "
-                f"use --set first_layer={layers} or less."
-            )
+        super().check(settings, shape)
+        if not settings.blocks(shape):
+            raise UserError("mma: last_layer is below first_layer; use --set last_layer=0 for the last.")
 
     def beside(self, tower: str, layer: int, h: Tensor) -> tuple[None, Tensor | None]:
         """The adapter's output for block inputs h = ln_1(x): [..., N, d]."""
@@ -114,4 +116,4 @@ class MMA(Method):
         return Prompts(**hooks)  # type: ignore[arg-type]
 
     def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, PLAIN))
+        return self.clip.layout(template_rows(classes.names, self.settings.template))

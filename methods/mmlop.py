@@ -130,18 +130,20 @@ class MMLoP(Method):
             text = F.normalize(text - (text - self.anchors(classes)).mean(dim=0), dim=-1)
         return text
 
-    def loss(self, batch: Batch, classes: Classes) -> Tensor:
-        s = self.settings
+    def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
         text, image = self.text_features(classes), self.image_features(batch)
-        logits = self.clip.logits(image, text)
-        loss = F.cross_entropy(logits, batch.labels)
-        if s.consistency == "off":
-            return loss
-        assert batch.frozen is not None
-        frozen = F.normalize(batch.frozen, dim=-1)
-        terms = self_regulation(self.clip, image, text, logits, frozen, self.anchors(classes))
+        logits = self.scores(image, text)
+        found = {"ce": F.cross_entropy(logits, batch.labels)}
+        if batch.frozen is None:
+            return found
+        frozen, anchors = F.normalize(batch.frozen, dim=-1), self.anchors(classes)
+        frozen_logits = self.scores(frozen, anchors)
+        return found | self_regulation(image, text, logits, frozen, anchors, frozen_logits)
+
+    def term_weights(self) -> dict[str, float]:
+        s, found = self.settings, {"ce": 1.0}
         if s.consistency in ("both", "features"):
-            loss = loss + s.text_weight * terms["text"] + s.image_weight * terms["image"]
+            found |= {"text": s.text_weight, "image": s.image_weight}
         if s.consistency in ("both", "logits"):
-            loss = loss + s.logit_weight * terms["logits"]
-        return loss
+            found |= {"logits": s.logit_weight}
+        return found

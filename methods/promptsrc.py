@@ -1,6 +1,5 @@
 """PromptSRC: IVLP that regulates itself by the frozen model and by its own past."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +42,6 @@ class PromptSRC(IVLP):
     name = "promptsrc"
     paper = "arXiv:2307.06948"
     published_name = "PromptSRC"
-    official_name = "PromptSRC"
     Settings = PromptSRCSettings
 
     @classmethod
@@ -63,25 +61,14 @@ class PromptSRC(IVLP):
         """Unit-norm frozen text features g: [C, e]."""
         return self.clip.frozen_text(classes, GENERIC_60, normalise_each=False)
 
-    def loss_terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
-        """The four weighted terms of the loss: ``ce``, ``text``, ``image``, ``logits``."""
+    def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
+        """The four terms of the loss: ``ce``, ``text``, ``image``, ``logits``."""
         assert batch.frozen is not None
-        s, text, image = self.settings, self.text_features(classes), self.image_features(batch)
-        logits, frozen = self.clip.logits(image, text), F.normalize(batch.frozen, dim=-1)
-        terms = self_regulation(self.clip, image, text, logits, frozen, self.anchors(classes))
-        return {
-            "ce": F.cross_entropy(logits, batch.labels),
-            "text": s.text_weight * terms["text"],
-            "image": s.image_weight * terms["image"],
-            "logits": s.logit_weight * terms["logits"],
-        }
+        text, image, anchors = self.text_features(classes), self.image_features(batch), self.anchors(classes)
+        logits, frozen = self.scores(image, text), F.normalize(batch.frozen, dim=-1)
+        regulation = self_regulation(image, text, logits, frozen, anchors, self.scores(frozen, anchors))
+        return {"ce": F.cross_entropy(logits, batch.labels), **regulation}
 
-    def loss(self, batch: Batch, classes: Classes) -> Tensor:
-        ce, text, image, logits = self.loss_terms(batch, classes).values()
-        return ce + text + image + logits
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        weights = {key: case[key] for key in ("text_loss_weight", "image_loss_weight") if key in case}
-        renamed = {key.replace("_loss", ""): value for key, value in weights.items()}
-        return super().official_settings(case) | renamed
+    def term_weights(self) -> dict[str, float]:
+        s = self.settings
+        return {"ce": 1.0, "text": s.text_weight, "image": s.image_weight, "logits": s.logit_weight}

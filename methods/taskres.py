@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP
-from promptbench.method import Count, Method, Positive, Rate, Settings, trained_index
+from promptbench.method import Count, Method, Positive, Rate, Settings, Template, trained_index
 from promptbench.names import Classes
 from promptbench.templates import IMAGENET, PLAIN, SELECT_7
 from promptbench.weights import Shape
@@ -20,6 +20,7 @@ class TaskResSettings(Settings):
     epochs: Count = 200
     batch_size: Positive = 256
     scale: float = Field(0.5, ge=0, description="alpha: scale of the residual")
+    templates: tuple[Template, ...] = Field((), description="of the text features; empty = the dataset's")
 
 
 class TaskRes(Method):
@@ -62,9 +63,14 @@ class TaskRes(Method):
     def parameter_count(cls, settings: TaskResSettings, shape: Shape, n_classes: int) -> int:
         return n_classes * shape.embed_dim
 
+    def base_features(self, classes: Classes) -> Tensor:
+        """What the residuals are added to, the frozen text features before normalisation: [C, e]."""
+        usual = (*SELECT_7, PLAIN) if classes.dataset in IMAGENET else (classes.template,)
+        templates = self.settings.templates or usual
+        return self.clip.frozen_text(classes, templates, normalise_each=False, normalise_mean=False)
+
     def text_features(self, classes: Classes) -> Tensor:
-        templates = (*SELECT_7, PLAIN) if classes.dataset in IMAGENET else (classes.template,)
-        text = self.clip.frozen_text(classes, templates, normalise_each=False, normalise_mean=False)
+        text = self.base_features(classes)
         padded = torch.cat([self.residual, torch.zeros_like(self.residual[:1])])
         rows = trained_index(self.classes, classes, padded.device)  # -1 is the row of zeros
         return F.normalize(text + self.settings.scale * padded[rows], dim=-1)

@@ -1,5 +1,6 @@
 """Tip-Adapter: a cache of the shots, asked by similarity; nothing is trained."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.method import Batch, Method, Positive, Settings, Shots, trained_index
+from promptbench.method import Batch, Method, Positive, Settings, Shots, Template, trained_index
 from promptbench.names import Classes
 from promptbench.templates import IMAGENET, SELECT_7
 
@@ -31,19 +32,24 @@ SEARCH: dict[str, tuple[float, float, float]] = {
 
 class TipAdapterSettings(Settings):
     crop_min: float = Field(0.5, gt=0, le=1, description="smallest area of the random crop")
+    drop_last: bool = Field(False, description="leave out a short last batch; the official loader does not")
+    templates: tuple[Template, ...] = Field((), description="of the text features; empty = the dataset's")
     shots: Positive = Field(16, description="K: pictures of a class in the cache; that of the trial")
     passes: Positive = Field(10, description="augmented views that a key is the mean of")
     alpha: float = Field(2.0, ge=0, description="weight of the cache before the search")
     beta: float = Field(1.0, ge=0, description="sharpness of the cache before the search")
     alpha_max: float = Field(10.0, ge=0, description="end of the search; 0 = no search")
     beta_max: float = Field(12.0, ge=0, description="end of the search; 0 = no search")
+    alpha_steps: Positive = Field(20, description="values of alpha that are tried")
+    beta_steps: Positive = Field(200, description="values of beta that are tried")
 
 
 class TipAdapter(Method):
     """Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022.
 
     logits = s * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [label of i is c]; the key k_i of a
-    training picture is the mean of its image features over 10 augmented views, normalised. alpha and beta
+    training picture is the mean of its image features over 10 augmented views, normalised; these views are
+    drawn apart from those of training epochs. alpha and beta
     are searched (20 and 200 values) on the few-shot validation pictures; without any, they stay as they
     start.
 
@@ -53,7 +59,8 @@ class TipAdapter(Method):
     Text: the dataset's template, for ImageNet the seven "select" ones. The ends of the search and the start
     of alpha are the authors', per dataset; 12, 10 and 2 elsewhere are ours. The official code
     (gaopengcuhk/Tip-Adapter: main.py) searches on the whole validation split, for
-    ImageNet on the test pictures; here on min(K, 4) pictures of a class, for ImageNet not at all.
+    ImageNet on the test pictures; here on min(K, 4) pictures of a class, for ImageNet not at all. Its s is
+    the constant 100 (``--set logit_scale=100``), ours the backbone's own.
     """
 
     name = "tip_adapter"
@@ -91,31 +98,38 @@ class TipAdapter(Method):
         self.keys.data.copy_(F.normalize(views.mean(dim=0), dim=-1))
         self.labels.copy_(shots.labels)
 
+    def grid(self) -> tuple[list[float], list[float]]:
+        """The values of beta and alpha that are tried; the ends themselves are not."""
+        s = self.settings
+        ends = ((s.beta_max, s.beta_steps), (s.alpha_max, s.alpha_steps))
+        betas, alphas = ([0.1 + i * (end - 0.1) / n for i in range(n)] for end, n in ends)
+        return betas, alphas
+
     @torch.no_grad()
-    def after_training(self, shots: Shots) -> None:
-        """Search alpha and beta: the first best pair, beta in the outer loop."""
-        s, held_out = self.settings, shots.validation()
-        if held_out is None or not (s.alpha_max and s.beta_max):
-            return
-        batch = Batch(held_out[1], frozen=held_out[0])
-        text, values = self.classifier(shots.classes)
+    def tried(self, batch: Batch, classes: Classes) -> Iterator[Tensor]:
+        """Logits [B, C] with every pair of the grid, beta in the outer loop."""
+        betas, alphas = self.grid()
+        text, values = self.classifier(classes)
         image = self.image_features(batch)
         with torch.autocast(image.device.type, enabled=False):
-            plain, affinity = self.clip.logits(image, text), image @ self.keys.T
-        best = -1.0
-        for i in range(200):
-            beta = 0.1 + i * (s.beta_max - 0.1) / 200
-            cached = (-beta * (1 - affinity)).exp() @ values
-            for j in range(20):
-                alpha = 0.1 + j * (s.alpha_max - 0.1) / 20
-                right = ((plain + alpha * cached).argmax(dim=-1) == batch.labels).float().mean().item()
-                if right > best:
-                    best = right
-                    self.weights.copy_(torch.tensor([alpha, beta], dtype=torch.float64))
+            plain, affinity = self.scores(image, text), image @ self.keys.T
+            for beta in betas:
+                cached = (-beta * (1 - affinity)).exp() @ values
+                yield from (plain + alpha * cached for alpha in alphas)
+
+    def after_training(self, shots: Shots) -> None:
+        """Search alpha and beta: the first best pair, beta in the outer loop."""
+        held_out, (betas, alphas) = shots.validation(), self.grid()
+        if held_out is None or not (self.settings.alpha_max and self.settings.beta_max):
+            return
+        pairs = self.tried(Batch(held_out[1], frozen=held_out[0]), shots.classes)
+        right = torch.stack([(logits.argmax(dim=-1) == held_out[1]).sum() for logits in pairs]).tolist()
+        i, j = divmod(right.index(max(right)), len(alphas))
+        self.weights.copy_(torch.tensor([alphas[j], betas[i]], dtype=torch.float64))
 
     def text_features(self, classes: Classes) -> Tensor:
-        imagenet = classes.dataset in IMAGENET
-        return self.clip.frozen_text(classes, SELECT_7 if imagenet else (classes.template,))
+        usual = SELECT_7 if classes.dataset in IMAGENET else (classes.template,)
+        return self.clip.frozen_text(classes, self.settings.templates or usual)
 
     def classifier(self, classes: Classes) -> tuple[Tensor, Tensor]:
         """Text features [C, e] and which class every cache entry votes for, one-hot [N, C]."""
@@ -126,4 +140,4 @@ class TipAdapter(Method):
         text, values = classifier
         image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype)
         with torch.autocast(image.device.type, enabled=False):  # as the search, and as every logit
-            return self.clip.logits(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values
+            return self.scores(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

@@ -32,7 +32,8 @@ class TipAdapterF(TipAdapter):
     Trainable parameters: C K e   (ViT-B/16, ImageNet with 16 shots: 8,192,000).
 
     Settings (gaopengcuhk/Tip-Adapter: main.py): AdamW 0.001, eps 1e-4, decay 0.01, cosine over all steps,
-    batch 256, 20 epochs (EuroSAT 100), crops of at least half the picture. The official figure is the best
+    batch 256 with the short last one of an epoch, 20 epochs (EuroSAT 100), crops of at least half the
+    picture. The official figure is the best
     epoch on the *test* pictures, or the searched one if better; here it is the last epoch, searched on
     the few-shot validation pictures.
     """

@@ -99,7 +99,8 @@ class FeatureCache:
         for path in _inside(self.folder):
             if _UNFINISHED.fullmatch(path.name) or _LOCK.fullmatch(path.name):
                 yield from _seen(path)
-        for path in (path for name in ("fewshot", "listings") for path in _inside(self.folder / name)):
+        others = (self.folder / name for name in ("contents", "fewshot", "listings"))
+        for path in (path for folder in others for path in _inside(folder)):
             if temporary(path.name):
                 yield from _seen(path)
         for folder, _, names in os.walk(self.folder / "ray"):

@@ -34,6 +34,8 @@ _TEXT_CHUNK = 8192  # tokens run at once where no gradient is kept
 #: What an adapter adds inside block ``i`` (from 0), given the block's normalised input h = ln_1(x)
 #: [..., N, d]: to queries, keys and values [..., N, 3d], and to the block's output [..., N, d].
 Hook = Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]]
+#: What it adds to the attention's output projection, given that projection's input: [..., N, d] of both.
+OutHook = Callable[[int, Tensor], Tensor]
 
 
 @dataclass
@@ -41,9 +43,10 @@ class Prompts:
     """What a method puts into the towers: tokens, one tensor per layer counted from the input, and hooks.
 
     ``text[i]`` is [n_t, d_t] and takes positions 1..n_t before block i; [C, n_t, d_t] if it differs
-    between classes. Where the layout has no places for learnable tokens, the first of them (i > 0) is
-    inserted behind the start token instead (MMRL). ``vision[i]`` is [n_v, d_v] and stands behind the
-    patches; the first of them may come at any layer. None leaves a layer's tokens as they are.
+    between classes, and then n_t may be another number than the layout's. Where the layout has no places
+    for learnable tokens, the first of them is inserted behind the start token instead (MMRL).
+    ``vision[i]`` is [n_v, d_v] and stands behind the patches; the first of them may come at any layer.
+    None leaves a layer's tokens as they are.
 
     The token of layer i replaces what came out of layer i-1 (deep prompting), or, with ``mix`` < 1, its
     share in ``mix * new + (1 - mix) * old``. Layer 0 text tokens get the positional embedding, layer 0
@@ -57,6 +60,8 @@ class Prompts:
     ln_pre: bool = True
     text_hook: Hook | None = None
     vision_hook: Hook | None = None
+    text_out_hook: OutHook | None = None
+    vision_out_hook: OutHook | None = None
 
 
 class FrozenCLIP:
@@ -194,13 +199,16 @@ class FrozenCLIP:
         x = x + frozen
         blocks = self.model.transformer.resblocks
         for i, block in enumerate(blocks):
-            if i and (new := _given(prompts.text, i)) is not None:
+            new = _given(prompts.text, i)
+            if new is not None and (i or not layout.n_ctx):
                 x, layout = layout.prompted(x, new, prompts.mix)
             hook = partial(prompts.text_hook, i) if prompts.text_hook else None
+            out = partial(prompts.text_out_hook, i) if prompts.text_out_hook else None
             if i == len(blocks) - 1:
                 attention = partial(_attend_ends, layout=layout)
-                return self._block(block, x, attention, hook, pick=itemgetter(layout.ends))
-            step = partial(self._block, block, attention=partial(_attend_packed, layout=layout), hook=hook)
+                return self._block(block, x, attention, hook, out, pick=itemgetter(layout.ends))
+            attention = partial(_attend_packed, layout=layout)
+            step = partial(self._block, block, attention=attention, hook=hook, out=out)
             # Run again in the backward pass instead of kept, where a thousand classes would not fit.
             x = step(x) if self._fits(x) else checkpoint(step, x, use_reentrant=False)
         raise AssertionError("a tower has at least one block")
@@ -226,17 +234,19 @@ class FrozenCLIP:
             x = torch.where(at[..., None], context.gather(1, slot), x)
         x = x + model.positional_embedding
         for i, block in enumerate(model.transformer.resblocks):
-            if i and (new := _given(prompts.text, i)) is not None:
+            new = _given(prompts.text, i)
+            if new is not None and (i or not n):
                 new = new.expand(len(x), new.shape[-2], -1)
+                places = new.shape[1] if n else 0
                 if n:
-                    new = mixed(new, x[:, 1 : 1 + n], prompts.mix)
+                    new = mixed(new, x[:, 1 : 1 + places], prompts.mix)
                 else:  # inserted, so the mask grows and every end token moves
                     ends = ends + new.shape[1]
                     longer = x.shape[1] + new.shape[1]
                     mask = torch.full((longer, longer), -math.inf, device=self.device).triu(1)
-                x = torch.cat([x[:, :1], new, x[:, 1 + n :]], dim=1)
-                n = new.shape[1]
-            x = _call_block(model.transformer, block, x, mask, prompts.text_hook, i)
+                x = torch.cat([x[:, :1], new, x[:, 1 + places :]], dim=1)
+                n = n or new.shape[1]
+            x = _call_block(model.transformer, block, x, mask, prompts.text_hook, prompts.text_out_hook, i)
         return x[torch.arange(len(x), device=self.device), ends]
 
     def frozen_text(
@@ -334,20 +344,29 @@ class FrozenCLIP:
                 x = torch.cat([x[:, : x.shape[1] - n], new], dim=1)
                 n = new.shape[1]
             if self.reference:
-                x = _call_block(visual.transformer, block, x, None, prompts.vision_hook, i)
+                hooks = prompts.vision_hook, prompts.vision_out_hook
+                x = _call_block(visual.transformer, block, x, None, *hooks, i)
             else:
                 hook = partial(prompts.vision_hook, i) if prompts.vision_hook else None
+                out = partial(prompts.vision_out_hook, i) if prompts.vision_out_hook else None
                 last = i == len(blocks) - 1
-                x = self._block(block, x, F.scaled_dot_product_attention, hook, pick if last else None)
+                x = self._block(block, x, F.scaled_dot_product_attention, hook, out, pick if last else None)
         return visual.ln_post(pick(x))
 
-    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+    def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
         """scale * image @ text.T for unit-norm features [B, e] and [C, e]: [B, C], always in fp32.
 
-        At a scale of 100 the rounding of bf16 would decide between close classes.
+        ``scale`` is the backbone's own unless it is given. At a scale of 100 the rounding of bf16 would
+        decide between close classes.
         """
         with torch.autocast(self.device.type, enabled=False):
-            return self.scale * image.float() @ text.float().T
+            return (self.scale if scale is None else scale) * image.float() @ text.float().T
+
+    def attention_weights(self, tower: str, layer: int) -> dict[str, Tensor]:
+        """The frozen maps of a block's attention by name, [out, in] each: q, k, v and the output's o."""
+        holder = self.model if tower == "text" else self.model.visual
+        attn = holder.transformer.resblocks[layer].attn
+        return dict(zip("qkvo", (*attn.in_proj_weight.chunk(3), attn.out_proj.weight), strict=True))
 
 
 # ---------------------------------------------------------------------- blocks
@@ -372,6 +391,7 @@ def _block(
     x: Tensor,
     attention: Attention,
     hook: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None,
+    out: Callable[[Tensor], Tensor] | None = None,
     pick: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One pre-norm residual block of open_clip on tokens x [..., N, d].
@@ -398,7 +418,8 @@ def _block(
         more_q, more_k, more_v = inside.chunk(3, dim=-1)
         q, k, v = q + pick(more_q), k + more_k, v + more_v
     attended = attention(heads(q), heads(k), heads(v)).transpose(-3, -2).flatten(-2)
-    read = read + block.ls_1(attn.out_proj(attended))
+    projected = attn.out_proj(attended)
+    read = read + block.ls_1(projected if out is None else projected + out(attended))
     read = read + block.ls_2(block.mlp(block.ln_2(read)))
     return read if beside is None else read + pick(beside)
 
@@ -451,13 +472,20 @@ def _after(prefix: Tensor, own: Tensor) -> Tensor:
 
 
 def _call_block(
-    transformer: Any, block: Any, x: Tensor, mask: Tensor | None, hook: Hook | None, layer: int
+    transformer: Any,
+    block: Any,
+    x: Tensor,
+    mask: Tensor | None,
+    hook: Hook | None,
+    out: OutHook | None,
+    layer: int,
 ) -> Tensor:
     """open_clip's own block, whatever order of dimensions its transformer uses; with a hook, which
     open_clip has no place for, ours over the same tokens."""
-    if hook:
+    if hook or out:
         attention = partial(F.scaled_dot_product_attention, attn_mask=mask)
-        return _block(block, x, attention, partial(hook, layer))
+        after = partial(out, layer) if out else None
+        return _block(block, x, attention, partial(hook, layer) if hook else None, after)
     if transformer.batch_first:
         return block(x, attn_mask=mask)
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)

@@ -5,10 +5,11 @@ and nothing else (no optimiser, device, precision, data, saving). Its docstring 
 """
 
 import importlib
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,6 +30,8 @@ Rate = Annotated[float, Field(ge=0)]
 # No count is near a million; a slip of zeros is told before it takes all memory.
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Template = Annotated[str, Field(pattern=r"\{\}", description="a sentence with {} for the class name")]
 
 
 class Settings(BaseModel):
@@ -45,9 +48,11 @@ class Settings(BaseModel):
     epochs: Count = 0
     steps: Count = Field(0, description="optimiser steps in all; replaces epochs if not 0")
     batch_size: Positive = 32
+    drop_last: bool = Field(True, description="leave out a short last batch, unless it is the only one")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
     weight_decay: float = Field(5e-4, ge=0, description="acts on the prompts although no YAML says so")
     eps: float = Field(1e-8, gt=0, description="Adam and AdamW only")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam and AdamW only")
     warmup_epochs: Count = Field(1, description="epochs at warmup_lr before the cosine starts")
     warmup_lr: Rate = 1e-5
     schedule: Literal["epoch", "step"] = Field("epoch", description="how often the cosine is stepped")
@@ -55,6 +60,7 @@ class Settings(BaseModel):
     gpa_mean: float = Field(0.0, description="epoch that weighs most in Gaussian prompt aggregation")
     gpa_std: Rate = Field(0.0, description="width of its weights in epochs; 0 = no aggregation")
     crop_min: float = Field(0.08, gt=0, le=1, description="smallest area of the random crop")
+    logit_scale: Rate = Field(0.0, description="s of the logits; 0 = the backbone's own")
 
 
 class PromptSettings(Settings):
@@ -84,9 +90,10 @@ class Batch:
 class Shots:
     """The few training pictures as frozen features, for what a method fits in closed form or searches.
 
-    ``features(pass)`` [N, e], before normalisation: of the training views of that pass (0, 1, ...), or of
-    the plain test views for None. ``validation()``: features [M, e] and labels [M] of the few-shot
-    validation pictures; None where a dataset has none of its own (ImageNet's are its test pictures).
+    ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), other
+    ones than those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
+    and labels [M] of the few-shot validation pictures; None where a dataset has none of its own
+    (ImageNet's are its test pictures).
     """
 
     labels: Tensor
@@ -114,7 +121,6 @@ class Method(nn.Module):
     fallback: ClassVar[str] = ""
     formula: ClassVar[str] = "0"
     Settings: ClassVar[type[Settings]] = Settings
-    official_name: ClassVar[str] = ""  # the method's name in parity folders
     published_name: ClassVar[str] = ""  # its name in results/published.csv
 
     def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
@@ -139,11 +145,13 @@ class Method(nn.Module):
     def check(cls, settings: Any, shape: Shape) -> None:
         """Refuse settings this backbone cannot serve. Raises UserError."""
         towers = {"depth_text": shape.text_layers, "depth_vision": shape.vision_layers}
-        for key, layers in {"depth": min(towers.values()), **towers}.items():
-            depth = getattr(settings, key, 0)
-            if depth > layers:
+        both = dict.fromkeys(("depth", "first_layer", "last_layer", "layers"), min(towers.values()))
+        for key, layers in {**both, **towers}.items():
+            value = getattr(settings, key, 0)
+            highest = max(value, default=0) if isinstance(value, tuple) else value
+            if highest > layers:
                 raise UserError(
-                    f"{cls.name}: {key}={depth} but this backbone has {layers} layers; "
+                    f"{cls.name}: {key}={highest} but this backbone has {layers} layers; "
                     f"use --set {key}={layers} or less."
                 )
 
@@ -163,9 +171,13 @@ class Method(nn.Module):
         """The tokens for both towers."""
         return Prompts()
 
+    def prompts_for(self, classes: Classes) -> Prompts:
+        """The tokens for telling these classes apart; in testing they may depend on the dataset."""
+        return self.prompts()
+
     def raw_text_features(self, classes: Classes) -> Tensor:
         """Text features of the prompted class names before normalisation: [C, e]."""
-        return self.clip.text_features(self.layout(classes), self.prompts())
+        return self.clip.text_features(self.layout(classes), self.prompts_for(classes))
 
     def layout(self, classes: Classes) -> TextLayout:
         """The text that goes into the tower: by default ``<context> <class name>.``"""
@@ -195,32 +207,34 @@ class Method(nn.Module):
 
     def logits(self, batch: Batch, classifier: Any) -> Tensor:
         """scale * image @ text.T: [B, C], with ``classifier`` from `classifier`."""
-        return self.clip.logits(self.image_features(batch), classifier)
+        return self.scores(self.image_features(batch), classifier)
+
+    def scores(self, image: Tensor, text: Tensor) -> Tensor:
+        """scale * image @ text.T of unit-norm features [B, e] and [C, e] at the settings' scale: [B, C]."""
+        return self.clip.logits(image, text, self.settings.logit_scale or None)
+
+    def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
+        """What the loss is made of, unweighted: [] each. Default: cross-entropy."""
+        return {"ce": F.cross_entropy(self.logits(batch, self.classifier(classes)), batch.labels)}
+
+    def term_weights(self) -> dict[str, float]:
+        """The weights of `terms` in the loss; a term without one is left out."""
+        return {"ce": 1.0}
+
+    def loss_terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
+        """The weighted terms that `loss` is the sum of."""
+        terms = self.terms(batch, classes)
+        return {name: weight * terms[name] for name, weight in self.term_weights().items()}
 
     def loss(self, batch: Batch, classes: Classes) -> Tensor:
-        """The training loss of a batch: []. Default: cross-entropy."""
-        return F.cross_entropy(self.logits(batch, self.classifier(classes)), batch.labels)
+        """The training loss of a batch: []."""
+        return reduce(operator.add, self.loss_terms(batch, classes).values())
 
     def before_training(self, shots: Shots) -> None:
         """Fit what needs no gradient; also called before a cut-off training goes on."""
 
     def after_training(self, shots: Shots) -> None:
         """Choose what is chosen with the trained parameters."""
-
-    def loss_terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
-        """The weighted terms that `loss` is the sum of."""
-        return {"ce": self.loss(batch, classes)}
-
-    # -- parity with official implementations
-
-    @classmethod
-    def official_settings(cls, case: Mapping[str, Any]) -> dict[str, Any]:
-        """Our settings for a case of a parity folder."""
-        raise NotImplementedError
-
-    def official_parameter(self, name: str) -> str:
-        """The official name of our parameter ``name``."""
-        return name
 
     # -- shared by the prompt family
 

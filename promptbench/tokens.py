@@ -219,7 +219,26 @@ class TextLayout:
         if mix != 1:
             raise ValueError("tokens of single classes replace, they are not mixed")
         layout, source = self._unshared()
-        return layout.put(x if source is None else x[source], tokens), layout
+        x = x if source is None else x[source]
+        n = tokens.shape[-2]
+        if n == self.n_ctx:
+            return layout.put(x, tokens), layout
+        at, of = layout._places(n)
+        return x.index_copy(0, at, tokens.reshape(-1, x.shape[-1])[of]), layout
+
+    def _places(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed indices of positions 1..n of every class, where classes share the start token only, and
+        which of [C * n] tokens belongs there."""
+        key = ("places", n)
+        if key not in self._variants:
+            found = [
+                (at, c * n + position - 1)
+                for at, (c, position) in enumerate(zip(self._owners, self.positions.tolist(), strict=True))
+                if 1 <= position <= n
+            ]
+            parts = zip(*found, strict=True)
+            self._variants[key] = tuple(torch.tensor(part, device=self.device) for part in parts)
+        return self._variants[key]
 
     def _inserted(self, n: int) -> "TextLayout":
         """This layout with ``n`` more tokens behind the start token, which all classes share."""

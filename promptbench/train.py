@@ -91,7 +91,7 @@ def make_optimizer(settings: Settings, parameters: Sequence[Tensor]) -> torch.op
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr, eps=settings.eps, weight_decay=decay)
+    return kind(parameters, lr, betas=settings.betas, eps=settings.eps, weight_decay=decay)
 
 
 def resolve_precision(device: torch.device, precision: str) -> Precision:
@@ -112,6 +112,41 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+class Steps:
+    """The steps of one training: optimiser, learning rate and loss scaling.
+
+    ``per_epoch`` batches make an epoch; ``length`` is the training's in epochs, ``epochs`` that rounded up.
+    """
+
+    def __init__(self, method: Method, per_epoch: int, precision: Precision = "fp32") -> None:
+        self.method, self.per_epoch, self.precision = method, per_epoch, precision
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        settings, self.device = method.settings, method.clip.device
+        self.optimizer = make_optimizer(settings, self.parameters)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.length = settings.steps / per_epoch if settings.steps else settings.epochs
+        self.epochs = math.ceil(self.length)
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """The learning rate of a step of an epoch, both counted from 0; the optimiser has it from now on."""
+        within = step / self.per_epoch if self.method.settings.schedule == "step" else 0.0
+        rate = learning_rate(self.method.settings, epoch + within, self.length)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def take(self, batch: Batch, classes: Classes, epoch: int, step: int) -> tuple[Tensor, float]:
+        """Take one step; the loss before it [], still on the device, and the learning rate."""
+        rate = self.rate(epoch, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss = self.method.loss(batch, classes)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), rate
 
 
 def create(method: type[Method], clip: FrozenCLIP, settings: Any, classes: Classes, seed: int) -> Method:
@@ -157,7 +192,11 @@ def fit(
         known = torch.tensor([item.label for item in validation], device=clip.device)
         return (features(None, validation), known) if validation else None
 
-    shots = Shots(labels, classes, features, held_out)
+    def fitted_on(number: int | None) -> Tensor:
+        # views of their own: those of training are numbered from 0
+        return features(None if number is None else -1 - number)
+
+    shots = Shots(labels, classes, fitted_on, held_out)
 
     def choose() -> None:
         with autocast(clip.device, precision):
@@ -166,28 +205,22 @@ def fit(
     started = time.perf_counter()
     method.before_training(shots)
     fitted = time.perf_counter() - started
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if not parameters or not (settings.epochs or settings.steps):
+    if not any(p.requires_grad for p in method.parameters()) or not (settings.epochs or settings.steps):
         choose()
         return Progress(train_seconds=fitted)
-    optimizer = make_optimizer(settings, parameters)
-    scaler = torch.amp.GradScaler(clip.device.type, enabled=precision == "fp16")
-    progress = _resume(folder, method, optimizer, scaler)
-    progress.train_seconds = progress.train_seconds or fitted
-    per_epoch = len(epoch_order(len(items), settings.batch_size, seed, 0))  # a short last batch is dropped
-    length = settings.steps / per_epoch if settings.steps else settings.epochs  # in epochs
-    epochs = math.ceil(length)
-    aggregation = aggregation_weights(settings, epochs)
 
-    def set_rate(epoch: float) -> float:
-        rate = learning_rate(settings, epoch, length)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+    def order(epoch: int) -> list[list[int]]:
+        return epoch_order(len(items), settings.batch_size, seed, epoch, settings.drop_last)
+
+    steps = Steps(method, len(order(0)), precision)
+    parameters, epochs = steps.parameters, steps.epochs
+    progress = _resume(folder, method, steps.optimizer, steps.scaler)
+    progress.train_seconds = progress.train_seconds or fitted
+    aggregation = aggregation_weights(settings, epochs)
 
     method.train()
     for epoch in range(progress.epoch, epochs):
-        batches = epoch_order(len(items), settings.batch_size, seed, epoch)
+        batches = order(epoch)
         batches = batches[: settings.steps - progress.steps if settings.steps else None]
         draw = (seed, epoch)
         started = time.perf_counter()
@@ -195,27 +228,21 @@ def fit(
         progress.frozen_seconds += time.perf_counter() - started
 
         started = time.perf_counter()
-        lr = set_rate(epoch)
+        lr = steps.rate(epoch)
         images: Iterator[Tensor] = iter(())
         if method.needs_images:
             images = load_batches(dataset, items, views, batches, draw, clip.device, workers)
         losses = []
         with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
             torch.manual_seed((seed << 20) + epoch)  # for methods that draw while training (dropout)
-            for step, index in enumerate(torch.tensor(batches, device=clip.device)):
-                if settings.schedule == "step":
-                    lr = set_rate(epoch + step / per_epoch)
+            indices = torch.tensor([i for one in batches for i in one], device=clip.device)  # one copy
+            for step, index in enumerate(indices.split([len(one) for one in batches])):
                 waiting = time.perf_counter()
                 pictures = next(images, None)
                 progress.wait_seconds += time.perf_counter() - waiting
                 batch = Batch(labels[index], pictures, None if frozen is None else frozen[index])
-                optimizer.zero_grad(set_to_none=True)
-                with autocast(clip.device, precision):
-                    loss = method.loss(batch, classes)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                losses.append(loss.detach())  # read once per epoch: no synchronisation per step
+                loss, lr = steps.take(batch, classes, epoch, step)
+                losses.append(loss)  # read once per epoch: no synchronisation per step
         values = torch.stack(losses).float().cpu()
         _require_finite(values, parameters, method.name, epoch, lr)
         progress.epoch, progress.steps = epoch + 1, progress.steps + len(batches)
@@ -225,7 +252,7 @@ def fit(
             sums = progress.aggregate or [torch.zeros_like(p) for p in parameters]
             added = zip(sums, parameters, strict=True)
             progress.aggregate = [sum_ + aggregation[epoch] * p.detach() for sum_, p in added]
-        _save(folder, progress, method, optimizer, scaler)
+        _save(folder, progress, method, steps.optimizer, steps.scaler)
         report(progress, epochs)
     if aggregation:  # the sum replaces the parameters; the checkpoint keeps those of the last epoch
         with torch.no_grad():

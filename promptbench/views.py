@@ -83,15 +83,17 @@ def _crop(size: tuple[int, int], smallest: float, stream: random.Random) -> tupl
     return left, top, left + w, top + h
 
 
-def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> list[list[int]]:
     """The batches of an epoch as indices into n items: a pure function of (seed, epoch).
 
-    A last short batch is dropped only if there is at least one full one (Dassl's train loader).
+    With ``drop_last`` a last short batch is left out if there is at least one full one (Dassl's train
+    loader).
     """
     order = list(range(n))
     random.Random(f"order {seed} {epoch}").shuffle(order)
     batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
+    short = len(batches) > 1 and len(batches[-1]) < batch_size
+    return batches[:-1] if short and drop_last else batches
 
 
 class _Pictures(torch.utils.data.Dataset[Tensor | UserError]):

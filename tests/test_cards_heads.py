@@ -476,7 +476,7 @@ def test_tip_adapter_settings(dataset: str) -> None:
     for name in ("tip_adapter", "tip_adapter_f"):
         s = resolve_settings(get_method(name), "fewshot", 8, dataset)
         assert (s.beta_max, s.alpha_max, s.alpha, s.beta) == (beta_max, alpha_max, alpha, 1.0)
-        assert (s.passes, s.shots, s.crop_min) == (10, 8, 0.5)
+        assert (s.passes, s.shots, s.crop_min, s.drop_last) == (10, 8, 0.5, False)
     assert s.epochs == (100 if dataset == "eurosat" else 20)
     assert (s.optimizer, s.lr, s.eps, s.weight_decay, s.batch_size) == ("adamw", 1e-3, 1e-4, 0.01, 256)
 
@@ -485,14 +485,15 @@ def test_tip_adapter_settings(dataset: str) -> None:
 def test_tip_adapter_f_cosine_runs_over_all_steps(
     clip: FrozenCLIP, colours: data.Dataset, batch_size: int
 ) -> None:
-    """The rate of step k of n is lr (1 + cos(pi k / n)) / 2, also where the last short batch is left out."""
+    """The rate of step k of n is lr (1 + cos(pi k / n)) / 2; a short last batch of an epoch is a step."""
     settings = resolve_settings(
         get_method("tip_adapter_f"), "fewshot", 4, "colours", None, {"batch_size": batch_size, "epochs": 2}
     )
     method = create(get_method("tip_adapter_f"), clip, settings, colours.classes(), seed=1)
     progress = fit(method, colours, colours.few_shot(4, 1, "all"), colours.classes(), seed=1)
-    assert progress.steps == 4
-    last = settings.lr * (1 + np.cos(np.pi * 3 / 4)) / 2
+    steps = 2 * -(-20 // batch_size)
+    assert progress.steps == steps
+    last = settings.lr * (1 + np.cos(np.pi * (steps - 1) / steps)) / 2
     assert progress.history[-1]["lr"] == pytest.approx(last)
 
 

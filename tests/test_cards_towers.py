@@ -70,11 +70,11 @@ def clip(backbone: FrozenCLIP) -> FrozenCLIP:
 
 @dataclass
 class Change:
-    """What a method does to a tower, for block i from 0: to the tokens before it, to its query, key and
-    value weights, and what it adds to its output, given the normalised input."""
+    """What a method does to a tower, for block i from 0: to the tokens before it, to its query, key, value
+    and output weights, and what it adds to its output, given the normalised input."""
 
     before: Callable[[int, Tensor], Tensor] = lambda i, x: x
-    weights: Callable[[int], Sequence[Any]] = lambda i: (0.0, 0.0, 0.0)
+    weights: Callable[[int], Sequence[Any]] = lambda i: (0.0, 0.0, 0.0, 0.0)
     beside: Callable[[int, Tensor], Any] = lambda i, h: 0.0
 
 
@@ -91,7 +91,8 @@ def slow_block(block: Any, i: int, x: Tensor, change: Change, causal: bool) -> T
     """x + attn(ln_1 x), then x + mlp(ln_2 x), then what stands beside the block."""
     attn, n = block.attn, x.shape[1]
     h = layer_norm(x, block.ln_1)
-    parts = zip(attn.in_proj_weight.chunk(3), change.weights(i), attn.in_proj_bias.chunk(3), strict=True)
+    *inner, output = change.weights(i)
+    parts = zip(attn.in_proj_weight.chunk(3), inner, attn.in_proj_bias.chunk(3), strict=True)
     q, k, v = (h @ (weight + more).T + bias for weight, more, bias in parts)
     mask = x.new_full((n, n), -math.inf).triu(1) if causal else x.new_zeros(n, n)
     size, heads = x.shape[-1] // attn.num_heads, []
@@ -99,7 +100,7 @@ def slow_block(block: Any, i: int, x: Tensor, change: Change, causal: bool) -> T
         own = slice(start, start + size)
         scores = q[..., own] @ k[..., own].transpose(1, 2) / math.sqrt(size) + mask
         heads.append(scores.softmax(dim=-1) @ v[..., own])
-    x = x + torch.cat(heads, dim=-1) @ attn.out_proj.weight.T + attn.out_proj.bias
+    x = x + torch.cat(heads, dim=-1) @ (attn.out_proj.weight + output).T + attn.out_proj.bias
     wide = layer_norm(x, block.ln_2) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
     wide = wide * torch.sigmoid(1.702 * wide)
     return x + wide @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias + change.beside(i, h)
@@ -145,8 +146,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -(logits - logits.logsumexp(dim=-1, keepdim=True))[torch.arange(len(labels)), labels].mean()
 
 
-def similarities(model: Any, image: Tensor, text: Tensor) -> Tensor:
-    return model.logit_scale.exp() * unit(image) @ unit(text).T
+def similarities(model: Any, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
+    """At the model's own scale unless another is given."""
+    return (model.logit_scale.exp() if scale is None else scale) * unit(image) @ unit(text).T
 
 
 @dataclass
@@ -169,14 +171,22 @@ def plain_loss(model: Any, text: Tensor, image: Tensor, labels: Tensor) -> Expec
 
 
 def card_clip_lora(model: Any, p: Learned, batch: Batch, s: Settings) -> Expected:
-    """W' = W + alpha / sqrt(r) B A for the queries, keys and values of all blocks of both towers."""
+    """W' = W + alpha / sqrt(r) B A for the queries, keys and values (or other maps) of the chosen blocks."""
+    params = s.get("params", "qkv")
 
     def change(tower: str) -> Change:
-        def low_rank(i: int) -> list[Tensor]:
-            downs, ups = p[f"A.{tower}.{i}"].chunk(3), p[f"B.{tower}.{i}"]
-            return [
-                s["alpha"] / math.sqrt(s["rank"]) * up @ down for up, down in zip(ups, downs, strict=True)
-            ]
+        blocks = s.get(f"{tower}_blocks", range(LAYERS))
+
+        def low_rank(i: int) -> list[Any]:
+            if i not in blocks:
+                return [0.0] * 4
+            j = blocks.index(i)
+            downs, ups = p[f"A.{tower}.{j}"].chunk(len(params)), p[f"B.{tower}.{j}"]
+            own = {
+                key: s["alpha"] / math.sqrt(s["rank"]) * up @ down
+                for key, up, down in zip(params, ups, downs, strict=True)
+            }
+            return [own.get(key, 0.0) for key in "qkvo"]
 
         return Change(weights=low_rank)
 
@@ -191,7 +201,7 @@ def card_mma(model: Any, p: Learned, batch: Batch, s: Settings) -> Expected:
     def change(tower: str) -> Change:
         def adapter(i: int, h: Tensor) -> Any:
             j = i + 1 - s["first_layer"]
-            if j < 0:
+            if not 0 <= j <= s.get("last_layer", LAYERS) - s["first_layer"]:
                 return 0.0
             hidden = linear(linear(h, p, f"down.{tower}.{j}").relu(), p, f"shared.{j}").relu()
             return s["scale"] * linear(hidden, p, f"up.{tower}.{j}")
@@ -204,16 +214,18 @@ def card_mma(model: Any, p: Learned, batch: Batch, s: Settings) -> Expected:
 
 
 def representation(model: Any, p: Learned, batch: Batch, s: Settings, maps: Any, proj: Tensor) -> Expected:
-    """MMRL and MMRL++: K tokens inserted behind SOT and CLS at block first_layer, then overwritten or, with
-    b < 1, mixed with what came out of the block below; loss of two classifiers and two cosines."""
-    n, first, b = s["tokens"], s["first_layer"] - 1, s.get("mix", 1.0)
+    """MMRL and MMRL++: K tokens inserted behind SOT and CLS at the first chosen block, then overwritten or,
+    with b < 1, mixed with what came out of the block below; loss of two classifiers and two cosines. The
+    logits' scale is 100."""
+    n, b = s["tokens"], s.get("mix", 1.0)
+    blocks = [layer - 1 for layer in s.get("layers", range(s["first_layer"], LAYERS + 1))]
 
     def change(tower: str) -> Change:
         def insert(i: int, x: Tensor) -> Tensor:
-            if i < first:
+            if i not in blocks:
                 return x
-            new = maps(tower, i - first).expand(len(x), -1, -1)
-            if i == first:
+            new = maps(tower, blocks.index(i)).expand(len(x), -1, -1)
+            if i == blocks[0]:
                 return torch.cat([x[:, :1], new, x[:, 1:]], dim=1)
             return torch.cat([x[:, :1], b * new + (1 - b) * x[:, 1 : 1 + n], x[:, 1 + n :]], dim=1)
 
@@ -224,7 +236,7 @@ def representation(model: Any, p: Learned, batch: Batch, s: Settings, maps: Any,
     states = slow_image(model, batch.images, change("vision"))
     assert states.shape[1] == 1 + n + 16
     image, tokens = states[:, 0] @ model.visual.proj, states[:, 1 : 1 + n].mean(dim=1) @ proj
-    ours, theirs = similarities(model, image, text), similarities(model, tokens, text)
+    ours, theirs = (similarities(model, one, text, 100.0) for one in (image, tokens))
     z, g = (
         slow_image(model, batch.images, Change())[:, 0] @ model.visual.proj,
         slow_text(model, rows, Change()),
@@ -246,11 +258,12 @@ def card_mmrl(model: Any, p: Learned, batch: Batch, s: Settings) -> Expected:
 
 
 def card_mmrlpp(model: Any, p: Learned, batch: Batch, s: Settings) -> Expected:
-    """Shared matrix + residual of rank r + own bias; projection = CLIP's + product of low rank."""
+    """Shared matrix + residual of rank r, B on the input's side + own bias; projection = CLIP's + product of
+    low rank."""
 
     def maps(tower: str, j: int) -> Tensor:
-        whole = p[f"shared.{tower}.weight"].T + p[f"A.{tower}"][j] @ p[f"B.{tower}"][j]
-        return p["tokens"] @ whole + p[f"bias.{tower}"][j]
+        whole = p[f"shared.{tower}"] + p[f"A.{tower}"][j] @ p[f"B.{tower}"][j]
+        return p["tokens"] @ whole.T + p[f"bias.{tower}"][j]
 
     proj = model.visual.proj + p["projection_A"] @ p["projection_B"]
     return representation(model, p, batch, s, maps, proj)
@@ -343,10 +356,14 @@ LOW_RANK = REPRESENTATION | {"rank": 4, "projection_rank": 6, "mix": 0.3}
 CASES: list[tuple[str, Settings]] = [
     ("clip_lora", {"rank": 2, "alpha": 1.0}),
     ("clip_lora", {"rank": 3, "alpha": 2.0, "dropout": 0.0}),
+    ("clip_lora", {"rank": 2, "alpha": 1.0, "params": "ko", "text_blocks": (0, 3), "vision_blocks": (1,)}),
+    ("mma", {"first_layer": 2, "last_layer": 3, "hidden": 8, "scale": 0.01}),
     ("mma", {"first_layer": 2, "hidden": 8, "scale": 0.001}),
     ("mma", {"first_layer": 3, "hidden": 8, "scale": 0.3}),
     ("mmrl", REPRESENTATION),
     ("mmrl", REPRESENTATION | {"first_layer": LAYERS}),
+    ("mmrl", REPRESENTATION | {"layers": (1, 2, 3, 4)}),
+    ("mmrlpp", LOW_RANK | {"layers": (1, 3)}),
     ("mmrlpp", LOW_RANK),
     ("mmrlpp", LOW_RANK | {"mix": 1.0, "first_layer": 3}),
     ("m2pt", {"depth": LAYERS, "n_ctx": 4}),
@@ -529,7 +546,7 @@ def test_lora_takes_all_its_steps(clip: FrozenCLIP, colours: data.Dataset, batch
     method = build("clip_lora", clip, settings, classes)
     progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
     assert progress.steps == 9
-    per_epoch = 20 // batch_size  # a short last batch is left out
+    per_epoch = math.ceil(20 / batch_size)  # a short last batch is a step
     last = [min(per_epoch * (epoch + 1), 9) - 1 for epoch in range(math.ceil(9 / per_epoch))]
     rates = [1e-6 + (2e-4 - 1e-6) * (1 + math.cos(math.pi * i / 9)) / 2 for i in last]
     assert [row["lr"] for row in progress.history] == pytest.approx(rates)
@@ -597,7 +614,7 @@ def test_representation_tokens_speak_only_on_the_classes_of_training(
     """0.7 / 0.3 there; the class token alone for novel classes and for another dataset of the same ones."""
     method = moved(name, clip, settings).eval()
     expected = CARDS[name](exact, leaves(method), doubled(batch), settings)
-    alone = similarities(exact, expected.image, expected.text)
+    alone = similarities(exact, expected.image, expected.text, 100.0)
     assert not close(alone, expected.logits, 1e-2)
     with torch.no_grad():
         for classes, logits in (
@@ -606,6 +623,30 @@ def test_representation_tokens_speak_only_on_the_classes_of_training(
             (Classes(NAMES[2:], CLASSES.template, "seen"), alone[:, 2:]),
         ):
             assert close(method.logits(batch, method.classifier(classes)), logits, 1e-4)
+
+
+def test_mmrlpp_mixes_by_target_in_testing_only(clip: FrozenCLIP, exact: Any, batch: Batch) -> None:
+    """A target's own b in both towers; training, and datasets without one, have b."""
+    settings = LOW_RANK | {"mix": 0.9, "target_mix": {"far": 0.2}}
+    method = moved("mmrlpp", clip, settings)
+    for dataset, mix in (("far", 0.2), ("near", 0.9)):
+        classes = Classes(NAMES, CLASSES.template, dataset)
+        for way in ("packed", "reference"):
+            go(clip, way)
+            with torch.no_grad():
+                training = method.train().logits(batch, method.classifier(classes))
+                testing = method.eval().logits(batch, method.classifier(classes))
+            for logits, share in ((training, 0.9), (testing, mix)):
+                slow = card_mmrlpp(exact, leaves(method), doubled(batch), LOW_RANK | {"mix": share})
+                assert close(logits, similarities(exact, slow.image, slow.text, 100.0), 1e-4)
+
+
+def test_mmrl_scale_of_the_backbone(clip: FrozenCLIP, batch: Batch) -> None:
+    logits = []
+    for scale in (100.0, 0.0):
+        method = moved("mmrl", clip, REPRESENTATION | {"logit_scale": scale}).eval()
+        logits.append(method.logits(batch, method.classifier(CLASSES)))
+    assert close(logits[0], logits[1] * 100 / clip.scale, 1e-4)
 
 
 def test_mmrl_start(clip: FrozenCLIP) -> None:
@@ -624,7 +665,20 @@ def test_mmrl_start(clip: FrozenCLIP) -> None:
 
 
 def test_mmrlpp_start(clip: FrozenCLIP) -> None:
-    """The tokens' projection starts at CLIP's own and all blocks share their map."""
+    """The tokens' projection starts at CLIP's own and all blocks share their map; A is uniform within
+    1 / sqrt(r), on the output's side, B zero, and every bias that of the shared map."""
+    wide = build("mmrlpp", clip, LOW_RANK | {"width": 512, "projection_rank": 64})
+    for tower, width in (("text", D_T), ("vision", D_V)):
+        a, b, bias = wide.A[tower], wide.B[tower], wide.bias[tower]
+        assert a.shape == (LAYERS - 1, width, 4)
+        assert 0.98 * 0.5 < a.abs().max() <= 0.5
+        assert not torch.equal(a[0], a[1])
+        assert b.shape == (LAYERS - 1, 4, 512)
+        assert not b.any()
+        assert (bias == bias[0]).all()
+        assert 0.9 * 512**-0.5 < bias.abs().max() <= 512**-0.5
+    assert 0.98 / 8 < wide.projection_A.abs().max() <= 1 / 8
+    assert not wide.projection_B.any()
     method = build("mmrlpp", clip, LOW_RANK)
     assert torch.equal(method.token_projection(), clip.model.visual.proj)
     prompts = method.prompts()
@@ -719,7 +773,38 @@ ADAPTER |= {"first_layer": 5, "hidden": 32, "scale": 0.001}
 TOKENS = SGD | {"optimizer": "adamw", "lr": 1e-3, "crop_min": 0.5, "tokens": 5, "first_layer": 6}
 TOKENS |= {"share": 0.7, "width": 512}
 TRANSFER = TOKENS | {"batch_size": 32, "epochs": 1, "warmup_epochs": 0, "weight": 0.2}
-PLUS = {"rank": 4, "projection_rank": 64}
+PLUS = {"rank": 4, "projection_rank": 64, "target_mix": {}, "logit_scale": 100}
+# MMRL++'s card: weight and mix per dataset, and the mix of a target in transfer.
+CHOSEN = {
+    "imagenet": (0.2, 0.9),
+    "fgvc_aircraft": (2, 0.9),
+    "ucf101": (3, 0.9),
+    "dtd": (7, 0.9),
+    "oxford_pets": (0.01, 0.7),
+    "stanford_cars": (6, 0.7),
+    "caltech101": (3, 0.6),
+    "sun397": (3, 0.5),
+    "oxford_flowers": (7, 0.4),
+    "eurosat": (0.01, 0.2),
+    "food101": (1, 0.1),
+    "anything else": (1.0, 0.9),
+}
+TARGETS = {
+    "imagenetv2": 0.9,
+    "imagenet_r": 0.9,
+    "fgvc_aircraft": 0.9,
+    "ucf101": 0.9,
+    "imagenet_a": 0.8,
+    "imagenet_sketch": 0.7,
+    "sun397": 0.7,
+    "oxford_pets": 0.6,
+    "caltech101": 0.6,
+    "dtd": 0.5,
+    "oxford_flowers": 0.4,
+    "stanford_cars": 0.3,
+    "eurosat": 0.3,
+    "food101": 0.3,
+}
 M2PT = SGD | {"lr": 2.5e-3, "batch_size": 4, "epochs": 20, "n_ctx": 4, "depth": 12}
 
 
@@ -756,11 +841,22 @@ M2PT = SGD | {"lr": 2.5e-3, "batch_size": 4, "epochs": 20, "n_ctx": 4, "depth": 
         ("mmrl", "crossdataset", "imagenet", TRANSFER),
         ("mmrl", "domain", "imagenet", TRANSFER),
         ("mmrl", "crossdataset", "eurosat", TRANSFER),
-        ("mmrlpp", "base2novel", "dtd", TOKENS | PLUS | {"batch_size": 4, "epochs": 10, "weight": 6}),
+        ("mmrlpp", "base2novel", "dtd", TOKENS | PLUS | {"batch_size": 4, "epochs": 10, "weight": 7}),
         ("mmrlpp", "base2novel", "imagenet", TOKENS | PLUS | {"batch_size": 32, "epochs": 5}),
         ("mmrlpp", "fewshot", "dtd", TOKENS | PLUS | {"batch_size": 32, "epochs": 100, "lr": 2e-3}),
-        ("mmrlpp", "fewshot", "imagenet", TOKENS | PLUS | {"batch_size": 32, "epochs": 5, "lr": 2e-3}),
-        ("mmrlpp", "crossdataset", "imagenet", TRANSFER | PLUS),
+        ("mmrlpp", "fewshot", "imagenet", TOKENS | PLUS | {"batch_size": 32, "epochs": 5, "lr": 1e-3}),
+        (
+            "mmrlpp",
+            "crossdataset",
+            "imagenet",
+            TRANSFER | PLUS | {"weight": 0.1, "mix": 0.9, "target_mix": TARGETS},
+        ),
+        (
+            "mmrlpp",
+            "domain",
+            "imagenet",
+            TRANSFER | PLUS | {"weight": 0.1, "mix": 0.9, "target_mix": TARGETS},
+        ),
         ("m2pt", "base2novel", "dtd", M2PT),
     ],
 )
@@ -785,11 +881,25 @@ def test_settings_of_the_cards(name: str, benchmark: str, dataset: str, expected
         ("eurosat", 0.01),
     ],
 )
-@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
-def test_mmrl_weight_per_dataset(name: str, dataset: str, weight: float) -> None:
+def test_mmrl_weight_per_dataset(dataset: str, weight: float) -> None:
     """In both benchmarks that train on the dataset itself."""
     for benchmark in ("base2novel", "fewshot"):
-        assert resolve_settings(get_method(name), benchmark, 16, dataset).weight == weight
+        assert resolve_settings(get_method("mmrl"), benchmark, 16, dataset).weight == weight
+
+
+def test_mmrl_weight_of_other_datasets() -> None:
+    """That of the YAML of the benchmark."""
+    for benchmark, weight in (("base2novel", 1.0), ("fewshot", 0.5)):
+        assert resolve_settings(get_method("mmrl"), benchmark, 16, "anything else").weight == weight
+
+
+@pytest.mark.parametrize("dataset", CHOSEN)
+def test_mmrlpp_weight_and_mix_per_dataset(dataset: str) -> None:
+    for benchmark in ("base2novel", "fewshot"):
+        s = resolve_settings(get_method("mmrlpp"), benchmark, 16, dataset)
+        assert (s.weight, s.mix, s.width, s.target_mix) == (*CHOSEN[dataset], 512, {})
+        shape = weights.backbone_shape("ViT-B-16-quickgelu")
+        assert get_method("mmrlpp").parameter_count(s, shape, 50) == 813_312
 
 
 @pytest.mark.parametrize(

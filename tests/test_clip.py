@@ -84,9 +84,14 @@ def shapes_of_prompts(clip: FrozenCLIP) -> dict[str, tuple[Prompts, int]]:
     """Everything a method may do besides plain deep prompts, and its number of context tokens."""
     plain_ = random_prompts(clip, 2, 3, 4, 4)
     own = (torch.randn(len(NAMES), 2, clip.shape.text_width) * 0.1).requires_grad_()
+    longer = (torch.randn(len(NAMES), 4, clip.shape.text_width) * 0.1).requires_grad_()
     text, vision = plain_.text, plain_.vision
     widths = {"text_hook": clip.shape.text_width, "vision_hook": clip.shape.vision_width}
     hooks: dict[str, Any] = {name: Adapter(width) for name, width in widths.items()}
+    outs: dict[str, Any] = {
+        "text_out_hook": lambda i, h: i * h.tanh(),
+        "vision_out_hook": lambda i, h: h.sin(),
+    }
     return {
         "a layer left alone": (Prompts([text[0], None, text[2]], [vision[0], None, vision[2]]), 2),
         "from the middle, inserted": (Prompts([None, text[1], text[2]], [None, vision[1], vision[2]]), 0),
@@ -99,6 +104,9 @@ def shapes_of_prompts(clip: FrozenCLIP) -> dict[str, tuple[Prompts, int]]:
         "of single classes in the middle": (Prompts([text[0], None, own], ()), 2),
         "of single classes, then shared": (Prompts([text[0], own, text[2]], ()), 2),
         "of single classes at the last layer": (Prompts([text[0], None, None, own], ()), 2),
+        "of single classes, more than there are places": (Prompts([text[0], None, longer], ()), 2),
+        "inserted at the input": (Prompts(text, vision, ln_pre=False), 0),
+        "added to the output projection": (Prompts(**outs), 0),
         "without ln_pre": (Prompts(text, vision, ln_pre=False), 2),
         "hooks": (Prompts(text, vision, **hooks), 2),
         "hooks alone": (Prompts(**hooks), 0),

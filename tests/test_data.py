@@ -455,6 +455,10 @@ def test_epoch_order() -> None:
     assert epoch_order(10, 4, 1, 1) != first != epoch_order(10, 4, 2, 0)
     assert [sorted(batch) for batch in epoch_order(3, 4, 1, 0)] == [[0, 1, 2]]  # a short one alone is kept
     assert [len(batch) for batch in epoch_order(8, 4, 1, 0)] == [4, 4]
+    whole = epoch_order(10, 4, 1, 0, drop_last=False)
+    assert [len(batch) for batch in whole] == [4, 4, 2]
+    assert whole[:2] == first
+    assert sorted(i for batch in whole for i in batch) == list(range(10))
 
 
 def test_worker_processes_change_nothing(colours: data.Dataset) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench import data
+from promptbench import data, train
 from promptbench.cache import FeatureCache
 from promptbench.clip import FrozenCLIP
 from promptbench.environment import suitable_threads
@@ -157,9 +157,10 @@ def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_optimisers(name: Any) -> None:
-    settings = Settings(optimizer=name, lr=0.3, momentum=0.8, weight_decay=0.01, eps=1e-3)
+    settings = Settings(optimizer=name, lr=0.3, momentum=0.8, weight_decay=0.01, eps=1e-3, betas=(0.8, 0.9))
     optimizer = make_optimizer(settings, [torch.zeros(1, requires_grad=True)])
     assert type(optimizer).__name__.lower() == name
+    assert optimizer.defaults.get("betas", (0.8, 0.9)) == (0.8, 0.9)
     expected = {"lr": 0.3, "weight_decay": 0.01} | ({"momentum": 0.8} if name == "sgd" else {"eps": 1e-3})
     assert expected.items() <= optimizer.param_groups[0].items()
 
@@ -222,6 +223,41 @@ def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) ->
     for i in (0, 5, 11):
         view = views.train(colours.picture(items[i].path), 1, 2, items[i].path)
         assert torch.allclose(features[i], clip.image_features(views.normalise(view[None]))[0], atol=1e-5)
+
+
+def test_keys_have_views_of_their_own(
+    clip: FrozenCLIP, colours: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random views behind a cache are none of those that its epochs train on."""
+    draws: list[Any] = []
+
+    def recorded(*args: Any) -> torch.Tensor:
+        draws.append(args[4])
+        return frozen_features(*args)
+
+    monkeypatch.setattr(train, "frozen_features", recorded)
+    kind, classes = get_method("tip_adapter_f"), colours.classes("base")
+    settings = kind.Settings(**{"shots": 4, "passes": 3, "epochs": 2})
+    method = create(kind, clip, settings, classes, seed=1)
+    fit(method, colours, colours.few_shot(4, 1, "base"), classes, seed=1)
+    assert len(draws) == len(set(draws)) == 3 + 2
+    assert draws[3:] == [(1, 0), (1, 1)]  # the epochs' are those of every method
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(True, [8]), (False, [8, 4])])
+def test_short_last_batch(clip: FrozenCLIP, colours: data.Dataset, drop_last: bool, sizes: list[int]) -> None:
+    """It is left out, or a step of the training and of its schedule."""
+    kind, classes, seen = get_method("coop"), colours.classes("base"), []
+    changes: dict[str, Any] = {"schedule": "step", "warmup_epochs": 0, "drop_last": drop_last}
+    settings = kind.Settings(**{"epochs": 2, "batch_size": 8, "lr": 0.1, **changes})
+    method = create(kind, clip, settings, classes, seed=1)
+    loss = method.loss
+    method.loss = lambda batch, space: seen.append(len(batch.labels)) or loss(batch, space)  # type: ignore
+    progress = fit(method, colours, colours.few_shot(4, 1, "base"), classes, seed=1)
+    assert seen == 2 * sizes
+    assert progress.steps == len(seen)
+    last = 0.1 * (1 + math.cos(math.pi * (len(seen) - 1) / len(seen))) / 2
+    assert progress.history[-1]["lr"] == pytest.approx(last)
 
 
 def test_cached_features_give_the_same_training(

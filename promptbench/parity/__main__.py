@@ -1,0 +1,5 @@
+import sys
+
+from promptbench.parity.command import main
+
+sys.exit(main())
