@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Positive, Rate
+from promptbench.method import Batch, Count, Positive, Rate, Wording
 from promptbench.methods.coop import CoOp, CoOpSettings
 from promptbench.names import Classes
 
@@ -16,7 +16,7 @@ class KgCoOpSettings(CoOpSettings):
     epochs: Count = 100
     batch_size: Positive = 128
     weight: Rate = Field(8.0, description="W of the distance to the frozen text features")
-    anchor: str = Field("", description="template of the frozen text features; empty = the dataset's")
+    anchor: Wording = Field("", description="template of the frozen text features; empty = the dataset's")
 
 
 class KgCoOp(CoOp):

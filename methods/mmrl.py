@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Method, Positive, Rate, Settings
+from promptbench.method import Batch, Count, Method, Positive, Rate, Settings, Wording
 from promptbench.names import Classes
 from promptbench.tokens import TextLayout, template_rows
 from promptbench.weights import Shape
@@ -36,7 +36,7 @@ class MMRLSettings(Settings):
     layers: tuple[Positive, ...] = Field((), description="the blocks one by one, instead of first_layer")
     share: float = Field(0.7, ge=0, le=1, description="a: the class token's share in loss and logits")
     weight: Rate = Field(1.0, description="l: of the distance to the frozen features")
-    anchor: str = Field("", description="template of the frozen text features; empty = the dataset's")
+    anchor: Wording = Field("", description="template of the frozen text features; empty = the dataset's")
     logit_scale: Rate = Field(100.0, description="s of the logits; 0 = the backbone's own")
 
     def blocks(self, shape: Shape) -> list[int]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from promptbench.clip import FrozenCLIP, Prompts
 from promptbench.errors import UserError
 from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate, Wording
 from promptbench.names import Classes
 from promptbench.tokens import TextLayout
 from promptbench.weights import Shape
@@ -39,8 +39,8 @@ class TCPSettings(PromptSettings):
     layer: Positive = Field(8, description="block, from 0, whose context comes from the class")
     hidden: Positive = Field(128, description="h: width of the bottleneck")
     weight: Rate = Field(8.0, description="weight of the distance to the frozen text features")
-    sentence: str = Field("", description="what follows the context, with {}; empty = the dataset's")
-    anchor: str = Field("", description="template of the frozen text features; empty = the dataset's")
+    sentence: Wording = Field("", description="what follows the context, with {}; empty = the dataset's")
+    anchor: Wording = Field("", description="template of the frozen text features; empty = the dataset's")
 
 
 class TCP(Method):

@@ -31,7 +31,8 @@ Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Template = Annotated[str, Field(pattern=r"\{\}", description="a sentence with {} for the class name")]
+Template = Annotated[str, Field(pattern=r"\{\}")]  # {} stands for the class name
+Wording = Annotated[str, Field(pattern=r"^$|\{\}")]  # the same, or nothing
 
 
 class Settings(BaseModel):
