@@ -6,13 +6,13 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-from promptbench.cards import Card
-from promptbench.contents import contents, frames_note
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.contents import contents, frames_note
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.listing import outside_note
+from promptbench.data.splits import Item, Splits, normal, read_splits
 from promptbench.errors import UserError
-from promptbench.files import hash_file, hash_value
-from promptbench.listing import outside_note
-from promptbench.splits import Item, Splits, normal, read_splits
+from promptbench.storage import hash_file, hash_value
 
 
 def load(card: Card, folder: Path) -> Found:

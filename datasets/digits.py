@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from promptbench.cards import Card
-from promptbench.data import Found
+from promptbench.data.cards import Card
+from promptbench.data.dataset import Found
+from promptbench.data.splits import read_splits
 from promptbench.errors import UserError
-from promptbench.files import hash_value
-from promptbench.splits import read_splits
+from promptbench.storage import hash_value
 
 
 def load(card: Card, folder: Path) -> Found:

@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-from promptbench.cards import Card
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.listing import read_lines
+from promptbench.data.splits import Item
 from promptbench.errors import UserError
-from promptbench.files import hash_value
-from promptbench.listing import read_lines
-from promptbench.splits import Item
+from promptbench.storage import hash_value
 
 
 def load(card: Card, folder: Path) -> Found:

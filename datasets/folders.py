@@ -12,14 +12,14 @@ import random
 from functools import partial
 from pathlib import Path
 
-from promptbench.cards import Card
-from promptbench.contents import contents, frames_note
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.contents import contents, frames_note
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.listing import Tree, list_tree, note, outside_note
+from promptbench.data.splits import Item
 from promptbench.datasets.imagenet import read_classnames
 from promptbench.errors import UserError
-from promptbench.files import hash_value
-from promptbench.listing import Tree, list_tree, note, outside_note
-from promptbench.splits import Item
+from promptbench.storage import hash_value
 
 ORDER = ("train", "val", "test")
 SPLITS = {

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from promptbench.cards import Card
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.listing import list_folders
+from promptbench.data.splits import Item
 from promptbench.errors import UserError
-from promptbench.files import hash_value
-from promptbench.listing import list_folders
-from promptbench.splits import Item
+from promptbench.storage import hash_value
 
 LAYOUTS = ("train-val", "numbers", "wnids")
 

@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptbench.cards import Card
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.listing import list_folders, read_lines
+from promptbench.data.splits import Item
 from promptbench.datasets.folders import cut
 from promptbench.errors import UserError
-from promptbench.files import hash_value
-from promptbench.listing import list_folders, read_lines
-from promptbench.splits import Item
+from promptbench.storage import hash_value
 
 CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 EUROSAT = {

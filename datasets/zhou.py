@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from promptbench.cards import Card
-from promptbench.data import Found, read_file
+from promptbench.data.cards import Card
+from promptbench.data.dataset import Found, read_file
+from promptbench.data.splits import read_splits
 from promptbench.errors import UserError
-from promptbench.splits import read_splits
 
 
 def load(card: Card, folder: Path) -> Found:

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP
-from promptbench.method import Batch, Count, Method, Positive, Rate, Settings
-from promptbench.names import Classes
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings
 
 
 class CLIPAdapterSettings(Settings):

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.method import Count, Method, Positive, PromptSettings, Rate
-from promptbench.names import Classes
-from promptbench.tokens import TextLayout, uses_words
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import TextLayout, uses_words
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate
 
 
 class CoOpSettings(PromptSettings):

@@ -5,10 +5,10 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.method import Count, Method, Positive, PromptSettings, Rate, deep_prompts
-from promptbench.names import Classes
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
 
 
 class IVLPSettings(PromptSettings):

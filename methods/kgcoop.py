@@ -6,10 +6,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Positive, Rate, Wording
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Count, Positive, Rate, Wording
+from promptbench.methods._losses import cosine_distance
 from promptbench.methods.coop import CoOp, CoOpSettings
-from promptbench.names import Classes
 
 
 class KgCoOpSettings(CoOpSettings):

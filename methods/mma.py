@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP, Prompts
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import TextLayout, template_rows
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.method import Count, Method, Positive, Rate, Settings, Template
-from promptbench.names import Classes
-from promptbench.templates import PLAIN
-from promptbench.tokens import TextLayout, template_rows
-from promptbench.weights import Shape
+from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template
+from promptbench.methods._templates import PLAIN
 
 
 class MMASettings(Settings):

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.losses import self_regulation
-from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate
-from promptbench.names import Classes
-from promptbench.templates import GENERIC_60
-from promptbench.tokens import uses_words
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import uses_words
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._losses import self_regulation
+from promptbench.methods._templates import GENERIC_60
 
 
 class MMLoPSettings(PromptSettings):

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Method, Positive, Rate, Settings, Wording
-from promptbench.names import Classes
-from promptbench.tokens import TextLayout, template_rows
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import TextLayout, template_rows
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings, Wording
+from promptbench.methods._losses import cosine_distance
 
 #: Weight of the distance to frozen CLIP, chosen per dataset by the authors.
 REGULARISATION = {

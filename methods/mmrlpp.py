@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptbench.clip import Prompts
-from promptbench.method import Positive
+from promptbench.clip.frozen_clip import Prompts
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Positive
 from promptbench.methods.mmrl import MMRL, MMRLSettings
-from promptbench.names import Classes
-from promptbench.weights import Shape
 
 #: Weight of the distance to frozen CLIP and share of new tokens, per dataset that is trained on.
 CHOSEN = {

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptbench.losses import self_regulation
-from promptbench.method import Batch, Rate
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Rate
+from promptbench.methods._losses import self_regulation
+from promptbench.methods._templates import GENERIC_60
 from promptbench.methods.ivlp import IVLP, IVLPSettings
-from promptbench.names import Classes
-from promptbench.templates import GENERIC_60
 
 # Few-shot datasets whose aggregation is centred late and narrow; the others' is centred at 30, width 30.
 LATE = {"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"}

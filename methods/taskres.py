@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP
-from promptbench.method import Count, Method, Positive, Rate, Settings, Template, trained_index
-from promptbench.names import Classes
-from promptbench.templates import IMAGENET, PLAIN, SELECT_7
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template, trained_index
+from promptbench.methods._templates import IMAGENET, PLAIN, SELECT_7
 
 
 class TaskResSettings(Settings):

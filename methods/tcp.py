@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP, Prompts
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import TextLayout
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.losses import cosine_distance
-from promptbench.method import Batch, Count, Method, Positive, PromptSettings, Rate, Wording
-from promptbench.names import Classes
-from promptbench.tokens import TextLayout
-from promptbench.weights import Shape
+from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate, Wording
+from promptbench.methods._losses import cosine_distance
 
 TOKENS = 4  # class-aware tokens, however long the context is
 # What follows the context, where it is not the end of the dataset's template; and the anchors' wording.

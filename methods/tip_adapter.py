@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptbench.clip import FrozenCLIP
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.method import Batch, Method, Positive, Settings, Shots, Template, trained_index
-from promptbench.names import Classes
-from promptbench.templates import IMAGENET, SELECT_7
+from promptbench.methods._base import Batch, Method, Positive, Settings, Shots, Template, trained_index
+from promptbench.methods._templates import IMAGENET, SELECT_7
 
 # Per dataset: largest beta and alpha of the search, alpha to start from.
 SEARCH: dict[str, tuple[float, float, float]] = {

@@ -3,12 +3,12 @@
 from pydantic import Field
 from torch import Tensor
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.method import Count, Method, Positive, Rate, Settings, deep_prompts
-from promptbench.names import Classes
-from promptbench.templates import PLAIN
-from promptbench.tokens import TextLayout, template_rows
-from promptbench.weights import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import TextLayout, template_rows
+from promptbench.clip.weights import Shape
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Count, Method, Positive, Rate, Settings, deep_prompts
+from promptbench.methods._templates import PLAIN
 
 
 class VPTSettings(Settings):

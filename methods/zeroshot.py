@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from promptbench.method import Method, Settings
-from promptbench.names import Classes
-from promptbench.templates import SELECT_7
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Method, Settings
+from promptbench.methods._templates import SELECT_7
 
 
 class ZeroShotSettings(Settings):

@@ -11,9 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
-from promptbench import data, weights
-from promptbench.clip import FrozenCLIP
-from promptbench.names import Classes
+from promptbench.clip import weights
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import dataset as data
+from promptbench.data.classnames import Classes
 from tests import plain
 
 COLOURS = {

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from promptbench.ablate import Measured, direction, measure, steps_of, tabulate
-from promptbench.compare import harmonic_mean
+from promptbench.analysis.ablation import Measured, direction, measure, steps_of, tabulate
+from promptbench.analysis.compare import harmonic_mean
 from promptbench.errors import UserError
-from promptbench.method import get_recipe
-from promptbench.trial import Evaluation, Trial
+from promptbench.methods._base import get_recipe
+from promptbench.trials.trial import Evaluation, Trial
 from tests.test_cli import arguments, call, records
 from tests.test_compare import make
 

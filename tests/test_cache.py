@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from promptbench import cache as cache_module
-from promptbench.cache import FeatureCache
-from promptbench.cli import app
+from promptbench.cli.app import app
+from promptbench.clip import cache as cache_module
+from promptbench.clip.cache import FeatureCache
 from promptbench.errors import UserError
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from promptbench import data
-from promptbench.clip import FrozenCLIP
-from promptbench.method import Batch, Shots, get_method, resolve_settings
-from promptbench.names import Classes
-from promptbench.train import create, fit
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import dataset as data
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Shots, get_method, resolve_settings
+from promptbench.training.loop import create, fit
 from tests.plain import tokenize
 
 Array = NDArray[Any]

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptbench import data, weights
-from promptbench.clip import FrozenCLIP
-from promptbench.method import Batch, Method, get_method, resolve_settings, trainable_parameters
-from promptbench.names import Classes
-from promptbench.templates import GENERIC_60
-from promptbench.train import aggregation_weights, create, fit
+from promptbench.clip import weights
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import dataset as data
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import Batch, Method, get_method, resolve_settings, trainable_parameters
+from promptbench.methods._templates import GENERIC_60
+from promptbench.training.loop import aggregation_weights, create, fit
 from tests import plain
 from tests.conftest import close
 

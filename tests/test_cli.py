@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from promptbench import cli
-from promptbench.method import methods
+from promptbench.cli import app as cli
+from promptbench.methods._base import methods
 
 COMMANDS: list[list[str]] = [
     *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["regress"]),
@@ -166,7 +166,7 @@ def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_listings_through_a_pipe_are_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
-    from promptbench.cards import cards
+    from promptbench.data.cards import cards
 
     assert call("ls", "datasets") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -287,7 +287,7 @@ def test_datasets_that_are_no_benchmark(
 
 
 def test_truncated_weights(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from promptbench.weights import pocket_folder
+    from promptbench.clip.weights import pocket_folder
 
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((pocket_folder() / "pocket.safetensors").read_bytes()[:100_000])
@@ -504,7 +504,7 @@ def test_verify_takes_what_is_there(
     """Zero-shot runs on the datasets that are there; those that are not cost a line, and no comparison."""
     from types import SimpleNamespace
 
-    from promptbench import data
+    from promptbench.data import dataset as data
     from promptbench.errors import UserError
     from tests.test_compare import published_record
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptbench import tokens, weights
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.names import Classes
-from promptbench.tokens import Position, template_rows
+from promptbench.clip import tokens, weights
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import Position, template_rows
+from promptbench.data.classnames import Classes
 from tests import plain
 from tests.conftest import close
 
@@ -260,7 +260,7 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
 
 
 def test_processes_on_one_device_share_its_memory(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptbench.clip.free_memory", lambda device: 1000)
+    monkeypatch.setattr("promptbench.clip.frozen_clip.free_memory", lambda device: 1000)
     clip.share = 4
     clip.text_features(clip.prompt_layout(NAMES, "a photo of a", 4), random_prompts(clip, 4, 0, 1, 0))
     assert clip.activation_bytes == 125

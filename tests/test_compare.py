@@ -10,13 +10,21 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from promptbench import pairwise
-from promptbench.compare import AVERAGE, frame, harmonic_mean, load_frame, measured, render, summarise
+from promptbench.analysis import pairwise
+from promptbench.analysis.compare import (
+    AVERAGE,
+    frame,
+    harmonic_mean,
+    load_frame,
+    measured,
+    render,
+    summarise,
+)
+from promptbench.analysis.stats import all_pairs
 from promptbench.errors import UserError
-from promptbench.records import Counts, Record, Seconds, read_record, read_records
-from promptbench.stats import all_pairs
-from promptbench.tables import Format, escape
-from promptbench.trial import Evaluation, Trial
+from promptbench.reporting.tables import Format, escape
+from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
+from promptbench.trials.trial import Evaluation, Trial
 
 
 def make(
@@ -327,9 +335,9 @@ def test_hash_names_everything_but_the_labels() -> None:
 def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
     import yaml
 
-    from promptbench.method import get_recipe
-    from promptbench.trials import tuned_settings
-    from promptbench.weights import pocket_folder
+    from promptbench.clip.weights import pocket_folder
+    from promptbench.methods._base import get_recipe
+    from promptbench.trials.plan import tuned_settings
 
     chosen = yaml.safe_load((pocket_folder() / "settings.yaml").read_text())
     for name, settings in chosen["settings"].items():
@@ -369,7 +377,7 @@ def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
 
 def published_record(method: str, dataset: str, base: float, novel: float, **trial: Any) -> Record:
     """A record on the published test pictures of a standard dataset, accuracies in percent."""
-    from promptbench.cards import cards
+    from promptbench.data.cards import cards
 
     halves = cards()[dataset][0].halves or {}
     given: dict[str, Any] = {"backbone": "ViT-B-16-quickgelu", "weights": "openai", "pretrained": "openai"}
@@ -385,7 +393,7 @@ def published_record(method: str, dataset: str, base: float, novel: float, **tri
 
 def check(records: list[Record], benchmark: str = "base2novel") -> tuple[dict[Any, str], list[str]]:
     """Verdicts by method, dataset and metric, and what is said about the rest."""
-    from promptbench.published import verify
+    from promptbench.analysis.published import verify
 
     found = verify(records, benchmark, "ViT-B-16-quickgelu")
     verdicts = {(r["method"], r["dataset"], r["metric"]): r["verdict"] for r in found.to_dict("records")}
@@ -393,7 +401,7 @@ def check(records: list[Record], benchmark: str = "base2novel") -> tuple[dict[An
 
 
 def test_verify_against_published_numbers() -> None:
-    from promptbench.cards import suite
+    from promptbench.data.cards import suite
 
     # published: DTD 53.24 / 59.90; averages 69.34 / 74.22 / 71.70 and 83.79 / 75.85 / 79.70
     records = [published_record("zeroshot", name, 69.34, 74.22) for name in suite("standard")]
@@ -411,7 +419,7 @@ def test_verify_against_published_numbers() -> None:
 
 
 def test_verify_compares_no_average_that_lacks_a_dataset() -> None:
-    from promptbench.cards import suite
+    from promptbench.data.cards import suite
 
     ten = [name for name in suite("standard") if name != "imagenet"]
     for names in (ten, ["dtd"]):
@@ -454,7 +462,7 @@ def test_verify_of_other_datasets_and_of_files() -> None:
 
 def test_verify_of_transfers() -> None:
     """Records of other targets are no obstacle; the average needs the four variants."""
-    from promptbench.cards import cards, transfer
+    from promptbench.data.cards import cards, transfer
 
     source, targets = transfer("standard", "domain")
     records = []

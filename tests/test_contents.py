@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from promptbench import contents as module
-from promptbench import data, kept
-from promptbench.contents import contents
-from promptbench.draws import kept_draw
-from promptbench.listing import list_tree
-from promptbench.method import get_method
-from promptbench.trial import get_benchmark
-from promptbench.trials import plan
+from promptbench.data import contents as module
+from promptbench.data import dataset as data
+from promptbench.data import kept
+from promptbench.data.contents import contents
+from promptbench.data.draws import kept_draw
+from promptbench.data.listing import list_tree
+from promptbench.methods._base import get_method
+from promptbench.trials.plan import plan
+from promptbench.trials.trial import get_benchmark
 from tests import mini
 
 CLASSES = ("cat", "dog")

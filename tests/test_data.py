@@ -11,15 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from promptbench import cards, data
-from promptbench.data import Item
-from promptbench.draws import draw_few_shot
+from promptbench.clip.tokens import encode
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.data.dataset import Item
+from promptbench.data.draws import draw_few_shot
+from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
-from promptbench.method import get_method
-from promptbench.tokens import encode
-from promptbench.trial import get_benchmark
-from promptbench.trials import plan
-from promptbench.views import Views, epoch_order, load_batches
+from promptbench.methods._base import get_method
+from promptbench.trials.plan import plan
+from promptbench.trials.trial import get_benchmark
 from tests import mini
 
 VIEWS = Views(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -423,7 +424,7 @@ def test_test_view_is_resize_and_centre_crop() -> None:
 
 def test_crops_follow_the_field() -> None:
     """Area 8-100 %, aspect 3/4-4/3, half of the views mirrored; long pictures fall back to the centre."""
-    from promptbench.views import _crop
+    from promptbench.data.views import _crop
 
     stream = random.Random(0)
     areas, aspects = [], []

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from promptbench import data
-from promptbench.data import with_draws
-from promptbench.draws import draw_few_shot, draw_file, import_draw, kept_draw, write_draw
+from promptbench.data import dataset as data
+from promptbench.data.dataset import with_draws
+from promptbench.data.draws import draw_few_shot, draw_file, import_draw, kept_draw, write_draw
 from promptbench.errors import UserError
 
 

@@ -11,15 +11,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from promptbench import data, files
-from promptbench.cache import FeatureCache
+from promptbench import storage as files
+from promptbench.clip.cache import FeatureCache
+from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execute import execute
-from promptbench.method import get_method
-from promptbench.progress import PlainReporter
-from promptbench.train import Progress
-from promptbench.trial import BENCHMARKS, Trial
-from promptbench.trials import plan
+from promptbench.execution.execute import execute
+from promptbench.execution.progress import PlainReporter
+from promptbench.methods._base import get_method
+from promptbench.training.loop import Progress
+from promptbench.trials.plan import plan
+from promptbench.trials.trial import BENCHMARKS, Trial
 from tests.kill_driver import content
 from tests.test_cli import call
 

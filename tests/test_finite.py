@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench import data, environment, weights
-from promptbench.cache import FeatureCache
-from promptbench.clip import FrozenCLIP
+from promptbench.clip import weights
+from promptbench.clip.cache import FeatureCache
+from promptbench.clip.features import frozen_features
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import dataset as data
+from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.evaluate import predict
-from promptbench.frozen import frozen_features
-from promptbench.method import get_method
-from promptbench.train import create
-from promptbench.views import Views
+from promptbench.methods._base import get_method
+from promptbench.training import environment
+from promptbench.training.evaluate import predict
+from promptbench.training.loop import create
 from tests import plain
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from promptbench import data, images
-from promptbench.images import decode, several_frames
+from promptbench.data import dataset as data
+from promptbench.data import images
+from promptbench.data.images import decode, several_frames
 from tests import mini
 from tests.test_standard import own
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from promptbench.clip import FrozenCLIP, Prompts
-from promptbench.influence import influence
-from promptbench.method import get_method
-from promptbench.names import Classes
-from promptbench.tokens import template_rows
+from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.tokens import template_rows
+from promptbench.data.classnames import Classes
+from promptbench.methods._base import get_method
+from promptbench.training.influence import influence
 
 
 def measured(clip: FrozenCLIP, classes: Classes, prompts: Prompts) -> dict[str, list[float]]:

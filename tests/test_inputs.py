@@ -13,8 +13,8 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from promptbench.compare import AVERAGE
-from promptbench.records import BriefRecord, read_records
+from promptbench.analysis.compare import AVERAGE
+from promptbench.trials.record import BriefRecord, read_records
 from tests.conftest import write_dataset
 from tests.test_cli import call
 from tests.test_compare import RECORDS, write

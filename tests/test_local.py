@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench import data
-from promptbench import execute as execute_module
+from promptbench.clip.weights import backbone_shape
+from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execute import claim, execute
-from promptbench.local import Local, default_jobs
-from promptbench.method import get_method
-from promptbench.progress import PlainReporter, RichReporter
-from promptbench.records import Record, read_records
-from promptbench.trial import BENCHMARKS, Trial
-from promptbench.trials import plan
-from promptbench.weights import backbone_shape
+from promptbench.execution import execute as execute_module
+from promptbench.execution.execute import claim, execute
+from promptbench.execution.local import Local, default_jobs
+from promptbench.execution.progress import PlainReporter, RichReporter
+from promptbench.methods._base import get_method
+from promptbench.trials.plan import plan
+from promptbench.trials.record import Record, read_records
+from promptbench.trials.trial import BENCHMARKS, Trial
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_two_workers_make_the_same_records(
 def test_a_trial_that_kills_its_workers_fails(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptbench.local.ATTEMPTS", 2)
+    monkeypatch.setattr("promptbench.execution.local.ATTEMPTS", 2)
     outcome = execute(trials[1:3], {colours.name: colours}, tmp_path, Killer(99), executor=Local(jobs=2))
     assert not outcome.records
     assert all("died 2 times" in str(error) for _, error in outcome.failures)
@@ -101,8 +101,8 @@ def _die(*_: Any) -> None:
 def test_workers_that_never_begin(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptbench.local.ATTEMPTS", 2)
-    monkeypatch.setattr("promptbench.local._start", _die)
+    monkeypatch.setattr("promptbench.execution.local.ATTEMPTS", 2)
+    monkeypatch.setattr("promptbench.execution.local._start", _die)
     with pytest.raises(UserError, match=r"died 2 times before one could begin a trial.*--jobs 1"):
         execute(trials[1:3], {colours.name: colours}, tmp_path, PlainReporter(), executor=Local(jobs=2))
 
@@ -113,7 +113,7 @@ def test_workers_that_cannot_be_started(
     def refuse(*_: Any, **__: Any) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr("promptbench.local.ProcessPoolExecutor.submit", refuse)
+    monkeypatch.setattr("promptbench.execution.local.ProcessPoolExecutor.submit", refuse)
     with pytest.raises(UserError, match=r"cannot be started \(Resource temporarily unavailable\)"):
         execute(trials[1:3], {colours.name: colours}, tmp_path, PlainReporter(), executor=Local(jobs=2))
 
@@ -212,8 +212,8 @@ def test_default_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         default_jobs(cpu, backbone_shape("pocket"))
     monkeypatch.delenv("PROMPTBENCH_JOBS")
     pocket, large = backbone_shape("pocket"), backbone_shape("ViT-B-16-quickgelu")
-    monkeypatch.setattr("promptbench.environment.cpu_count", lambda: 8)
-    monkeypatch.setattr("promptbench.local.free_memory", lambda device: 7 << 30)
+    monkeypatch.setattr("promptbench.training.environment.cpu_count", lambda: 8)
+    monkeypatch.setattr("promptbench.execution.local.free_memory", lambda device: 7 << 30)
     assert default_jobs(cpu, pocket) == 3
     assert default_jobs(cpu, large) == 1
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

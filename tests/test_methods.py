@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from promptbench import data, weights
-from promptbench.clip import FrozenCLIP
+from promptbench.clip import weights
+from promptbench.clip.features import chunks
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import dataset as data
+from promptbench.data.classnames import Classes
+from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
-from promptbench.evaluate import evaluate
-from promptbench.frozen import chunks
-from promptbench.method import (
+from promptbench.methods._base import (
     Batch,
     Method,
     Shots,
@@ -26,11 +28,10 @@ from promptbench.method import (
     resolve_settings,
     trainable_parameters,
 )
-from promptbench.names import Classes
-from promptbench.train import Progress, autocast, create, fit
-from promptbench.trial import BENCHMARKS, Evaluation
-from promptbench.trials import plan
-from promptbench.views import Views, load_batches
+from promptbench.training.evaluate import evaluate
+from promptbench.training.loop import Progress, autocast, create, fit
+from promptbench.trials.plan import plan
+from promptbench.trials.trial import BENCHMARKS, Evaluation
 
 ALL = sorted(methods())
 TRAINED = [name for name in ALL if methods()[name].Settings.model_fields["epochs"].default]

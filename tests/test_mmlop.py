@@ -7,13 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from promptbench.clip import FrozenCLIP
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.tokens import template_rows
+from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.method import Batch, get_method, resolve_settings
-from promptbench.names import Classes
-from promptbench.templates import GENERIC_60
-from promptbench.tokens import template_rows
-from promptbench.train import create
+from promptbench.methods._base import Batch, get_method, resolve_settings
+from promptbench.methods._templates import GENERIC_60
+from promptbench.training.loop import create
 from tests.test_methods import make_batch
 
 Array = NDArray[np.float64]

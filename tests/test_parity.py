@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from promptbench import parity
-from promptbench.parity.compare import Comparison
-from promptbench.parity.heads import mask
-from promptbench.parity.start import distance, summary
+from promptbench.checks import parity
+from promptbench.checks.parity.compare import Comparison
+from promptbench.checks.parity.heads import mask
+from promptbench.checks.parity.start import distance, summary
 from tests.plain import Arrays, gaussian_weights, schedule, write_goldens
 
 GOLDENS = Path(__file__).parent / "goldens"

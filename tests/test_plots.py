@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from promptbench import published
-from promptbench.costs import step_gflop
+from promptbench.analysis import published
+from promptbench.analysis.costs import step_gflop
+from promptbench.analysis.material import Material
 from promptbench.errors import UserError
-from promptbench.material import Material
-from promptbench.plots import FIGURES, Drawing, draw, pareto
-from promptbench.plots.tradeoff import with_front
-from promptbench.records import Record
-from promptbench.tables import AVERAGE, clear_best, render
+from promptbench.reporting.plots import FIGURES, Drawing, draw, pareto
+from promptbench.reporting.plots.tradeoff import with_front
+from promptbench.reporting.tables import AVERAGE, clear_best, render
+from promptbench.trials.record import Record
 from tests.test_compare import RECORDS, make, published_record
 
 VIT = "ViT-B-16-quickgelu"
@@ -30,7 +30,7 @@ def labels(drawing: Drawing) -> list[str]:
 
 
 def test_registry_is_what_the_command_line_offers() -> None:
-    from promptbench import cli
+    from promptbench.cli import app as cli
 
     assert tuple(FIGURES) == cli.FIGURES
 
@@ -95,7 +95,7 @@ def test_other_costs() -> None:
 
 
 def test_arithmetic_of_a_step_is_that_of_its_configuration() -> None:
-    from promptbench.method import get_method
+    from promptbench.methods._base import get_method
 
     def gflop(classes: int, **settings: Any) -> float:
         values = get_method("coop").Settings(**settings).model_dump(mode="json")

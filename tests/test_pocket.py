@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from promptbench.data import load
+from promptbench.data.dataset import load
 from tools.pocket import drawings
 from tools.pocket.data import NEAR, Withheld
 

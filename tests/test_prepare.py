@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from promptbench.data.prepare import prepare, unpack
 from promptbench.errors import UserError
-from promptbench.prepare import prepare, unpack
 from tests import mini
 
 

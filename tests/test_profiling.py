@@ -7,11 +7,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from promptbench.cli import app
-from promptbench.clip import FrozenCLIP
+from promptbench.checks.profile import Step, gemm_rate, natural_names
+from promptbench.cli.app import app
+from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.method import get_recipe, methods
-from promptbench.profiling import Step, gemm_rate, natural_names
+from promptbench.methods._base import get_recipe, methods
 from tests.conftest import close
 
 TRAINED = [name for name, kind in methods().items() if kind.trains and kind.Settings().epochs]

@@ -16,15 +16,16 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from promptbench import cli, data
+from promptbench.cli import app as cli
+from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execute import Job, Outcome, claim, execute
-from promptbench.method import get_method
-from promptbench.progress import PlainReporter
-from promptbench.records import read_records
-from promptbench.train import Progress
-from promptbench.trial import BENCHMARKS, Trial
-from promptbench.trials import plan
+from promptbench.execution.execute import Job, Outcome, claim, execute
+from promptbench.execution.progress import PlainReporter
+from promptbench.methods._base import get_method
+from promptbench.training.loop import Progress
+from promptbench.trials.plan import plan
+from promptbench.trials.record import read_records
+from promptbench.trials.trial import BENCHMARKS, Trial
 from tests.test_local import Waiting, same
 
 MEMORY = 4 << 30  # of each node
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "promptbench.ray_cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "promptbench.execution.ray.cluster", raising=False)
     monkeypatch.setattr(sys, "argv", ["promptbench", "run", "coop", "--executor", "ray"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -59,7 +60,7 @@ def test_a_cluster_of_ones_own_is_for_this_machine_alone(monkeypatch: pytest.Mon
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray._private import ray_constants, services
 
-    from promptbench import ray_cluster
+    from promptbench.execution.ray import cluster as ray_cluster
 
     asked: list[Any] = []
 
@@ -88,7 +89,7 @@ def test_who_hears_a_cluster_of_ones_own(tmp_path: Path) -> None:
     made = """if True:
     import os, ray
     from pathlib import Path
-    from promptbench.ray_cluster import connect
+    from promptbench.execution.ray.cluster import connect
     connect()
     ray.get(ray.remote(lambda: None).remote())
     own = {os.readlink(one) for one in Path("/proc").glob("[0-9]*/fd/*")
@@ -141,7 +142,7 @@ class Machines:
         reporter: PlainReporter,
         force: bool = False,
     ) -> Outcome:
-        from promptbench.ray_cluster import RayCluster
+        from promptbench.execution.ray.cluster import RayCluster
 
         there = RayCluster(self.cluster.address)
         return execute(trials, known, out, reporter, force, executor=there)
@@ -282,7 +283,7 @@ def test_nodes_that_are_not_fit(
     lost = replace(colours, pictures=partial(data.read_file, tmp_path / "lost"))
     with pytest.raises(UserError, match=r"Node .*: it has no .*lost"):
         machines.execute(trials, {colours.name: lost}, tmp_path / "out", PlainReporter())
-    monkeypatch.setattr("promptbench.environment.code_hash", lambda: "other")
+    monkeypatch.setattr("promptbench.training.environment.code_hash", lambda: "other")
     with pytest.raises(UserError, match=r"Node .*: it has another version of promptbench"):
         machines.execute(trials, {colours.name: colours}, tmp_path / "out", PlainReporter())
     assert not list((tmp_path / "out").rglob("record.json"))
@@ -306,7 +307,7 @@ def test_interrupted(machines: Machines, colours: data.Dataset, tmp_path: Path) 
 
 def test_what_a_trial_requests(colours: data.Dataset, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    from promptbench.ray_cluster import has_room, request
+    from promptbench.execution.ray.cluster import has_room, request
 
     def job(device: str, workers: int = 0) -> Job:
         return Job({colours.name: colours}, tmp_path, torch.device(device), workers)
@@ -340,7 +341,7 @@ def test_what_a_trial_requests(colours: data.Dataset, tmp_path: Path) -> None:
 
 def test_shipped_datasets_stay_where_they_are(colours: data.Dataset) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    from promptbench.ray_task import Shipped, portable
+    from promptbench.execution.ray.task import Shipped, portable
 
     for name in ("icons", "icons:outline"):
         icons = data.load(name, template="a drawing of a {}.")

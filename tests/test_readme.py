@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from promptbench import cards, data
-from promptbench.cli import app
-from promptbench.clip import FrozenCLIP
-from promptbench.compare import load_frame, render, summarise
-from promptbench.method import Method, methods, trainable_parameters
-from promptbench.train import create, fit
-from promptbench.weights import backbone_shape
+from promptbench.analysis.compare import load_frame, render, summarise
+from promptbench.cli.app import app
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.weights import backbone_shape
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.methods._base import Method, methods, trainable_parameters
+from promptbench.training.loop import create, fit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

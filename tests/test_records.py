@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 import promptbench
-from promptbench import data, environment
-from promptbench.compare import frame, load_frame, load_records, render, summarise
+from promptbench.analysis.compare import frame, load_frame, load_records, render, summarise
+from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execute import Outcome, execute
-from promptbench.files import hash_value
-from promptbench.method import get_method
-from promptbench.predictions import read_predictions
-from promptbench.progress import PlainReporter
-from promptbench.records import FILES, BriefRecord, Fault, Record, examine, read_records
-from promptbench.train import CHECKPOINT, Progress
-from promptbench.trial import BENCHMARKS, Trial
-from promptbench.trials import plan
+from promptbench.execution.execute import Outcome, execute
+from promptbench.execution.progress import PlainReporter
+from promptbench.methods._base import get_method
+from promptbench.storage import hash_value
+from promptbench.training import environment
+from promptbench.training.loop import CHECKPOINT, Progress
+from promptbench.trials.plan import plan
+from promptbench.trials.predictions import read_predictions
+from promptbench.trials.record import FILES, BriefRecord, Fault, Record, examine, read_records
+from promptbench.trials.trial import BENCHMARKS, Trial
 from tests.kill_driver import content
 from tests.test_compare import RECORDS, make, write
 
@@ -254,8 +255,8 @@ def test_the_code_hash_covers_every_file_of_the_package() -> None:
         for path in listed.stdout.splitlines()
     }
     assert {
-        "promptbench/plots/base.py",
-        "promptbench/html/report.html",
+        "promptbench/reporting/plots/base.py",
+        "promptbench/reporting/html/templates/report.html",
         "promptbench.methods/recipes.yaml",
     } <= names
     assert tracked <= names

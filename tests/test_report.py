@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
-from promptbench import data, mistakes, report, report_figures, wording
-from promptbench.compare import measured
+from promptbench.analysis import confusions as mistakes
+from promptbench.analysis.compare import measured
+from promptbench.analysis.material import Material
+from promptbench.analysis.stats import all_pairs
+from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.material import Material
-from promptbench.plots import FIGURES
-from promptbench.records import Confused, Counts, Record, Seconds
-from promptbench.stats import all_pairs
-from promptbench.trial import Trial
+from promptbench.reporting import sentences as wording
+from promptbench.reporting.html import figures as report_figures
+from promptbench.reporting.html import report
+from promptbench.reporting.plots import FIGURES
+from promptbench.trials.record import Confused, Counts, Record, Seconds
+from promptbench.trials.trial import Trial
 from tests.test_cli import call
 
 SCRIPT = "<script>window.hit = 1</script>"

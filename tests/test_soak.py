@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptbench.records import read_records
+from promptbench.trials.record import read_records
 from tests import kill_driver
 from tests.test_cli import call
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from promptbench import cards, data
-from promptbench.cache import FeatureCache
-from promptbench.check import check
-from promptbench.clip import FrozenCLIP
-from promptbench.data import Item
+from promptbench.clip.cache import FeatureCache
+from promptbench.clip.features import frozen_features
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.data.check import check
+from promptbench.data.dataset import Item
+from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.frozen import frozen_features
-from promptbench.views import Views
 from tests import mini
 
 ELEVEN = [
@@ -106,7 +107,7 @@ def test_labels_names_order_and_pictures(name: str, names: list[str], first_trai
 
 
 def test_underscores_become_blanks_in_prompts_only(root: Path) -> None:
-    from promptbench.tokens import template_rows, text_rows
+    from promptbench.clip.tokens import template_rows, text_rows
 
     dataset = load("sun397", root)
     assert dataset.classes("novel").names == ("outdoor apartment_building", "youth_hostel")
@@ -623,7 +624,7 @@ def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 
 
 def test_listing_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from promptbench.listing import list_folders
+    from promptbench.data.listing import list_folders
 
     monkeypatch.setenv("PROMPTBENCH_CACHE", str(tmp_path / "cache"))
     folder = own(tmp_path / "zoo")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from promptbench import pairwise, stats
-from promptbench.compare import frame, measured
-from promptbench.stats import Runs
+from promptbench.analysis import pairwise, stats
+from promptbench.analysis.compare import frame, measured
+from promptbench.analysis.stats import Runs
 from tests.test_compare import RECORDS, make
 
 

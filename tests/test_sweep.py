@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from promptbench import data
-from promptbench.options import RunOptions
-from promptbench.sweep import combinations, parse_sweep, prepare, read_sweep
-from promptbench.trial import BENCHMARKS
-from promptbench.trials import plan, shard
+from promptbench.cli.options import RunOptions
+from promptbench.data import dataset as data
+from promptbench.trials.plan import plan, shard
+from promptbench.trials.sweep import combinations, parse_sweep, prepare, read_sweep
+from promptbench.trials.trial import BENCHMARKS
 from tests.test_cli import arguments, call, records
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_combinations() -> None:
 
 
 def test_several_overrides_of_a_method_give_no_trial_twice(colours: data.Dataset) -> None:
-    from promptbench.method import get_recipe
+    from promptbench.methods._base import get_recipe
 
     several: dict[str, Any] = {"mmlop": [{"rank": 1}, {"rank": 2}, {}], "mmlop-rank2": {}}
     wanted = [get_recipe("mmlop"), get_recipe("mmlop-rank2")]

@@ -3,8 +3,8 @@
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
+from promptbench.clip.tokens import END, START, TextLayout, encode, prompt_rows, template_rows
 from promptbench.errors import UserError
-from promptbench.tokens import END, START, TextLayout, encode, prompt_rows, template_rows
 
 encode_all = SimpleTokenizer().encode
 

@@ -14,17 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench import data, train
-from promptbench.cache import FeatureCache
-from promptbench.clip import FrozenCLIP
-from promptbench.environment import suitable_threads
+from promptbench.clip.cache import FeatureCache
+from promptbench.clip.features import frozen_features
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.weights import backbone_shape
+from promptbench.data import dataset as data
+from promptbench.data.views import Views, epoch_order
 from promptbench.errors import UserError
-from promptbench.evaluate import evaluate
-from promptbench.execute import execute
-from promptbench.frozen import frozen_features
-from promptbench.method import Batch, Settings, get_method
-from promptbench.progress import PlainReporter
-from promptbench.train import (
+from promptbench.execution.execute import execute
+from promptbench.execution.progress import PlainReporter
+from promptbench.methods._base import Batch, Settings, get_method
+from promptbench.training import loop as train
+from promptbench.training.environment import suitable_threads
+from promptbench.training.evaluate import evaluate
+from promptbench.training.loop import (
     CHECKPOINT,
     Progress,
     aggregation_weights,
@@ -35,9 +38,7 @@ from promptbench.train import (
     make_optimizer,
     resolve_precision,
 )
-from promptbench.trial import Evaluation, Precision
-from promptbench.views import Views, epoch_order
-from promptbench.weights import backbone_shape
+from promptbench.trials.trial import Evaluation, Precision
 from tests import kill_driver, plain
 
 

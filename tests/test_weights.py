@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from promptbench import weights
+from promptbench.clip import weights
 from promptbench.errors import UserError
 from tests import plain
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptbench.weights import MEAN, STD
+from promptbench.clip.weights import MEAN, STD
 
 
 def views(pictures: Tensor, coloured: Tensor, side: int, stream: torch.Generator) -> Tensor:

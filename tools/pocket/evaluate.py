@@ -24,21 +24,23 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
-from promptbench import cards, data, weights
-from promptbench.cache import FeatureCache
-from promptbench.cards import Half
-from promptbench.clip import FrozenCLIP
-from promptbench.data import Dataset, Item
-from promptbench.environment import default_device, suitable_threads
+from promptbench.clip import weights
+from promptbench.clip.cache import FeatureCache
+from promptbench.clip.features import frozen_features
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.data.cards import Half
+from promptbench.data.dataset import Dataset, Item
+from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.evaluate import evaluate
-from promptbench.files import default_folder, hash_file, hash_value, write_atomic
-from promptbench.frozen import frozen_features
-from promptbench.method import get_method
-from promptbench.records import Counts
-from promptbench.train import create
-from promptbench.trial import Evaluation
-from promptbench.views import Views
+from promptbench.methods._base import get_method
+from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
+from promptbench.training.environment import default_device, suitable_threads
+from promptbench.training.evaluate import evaluate
+from promptbench.training.loop import create
+from promptbench.trials.record import Counts
+from promptbench.trials.trial import Evaluation
 
 SUITE = "pocket"
 CURVE = Path(__file__).with_name("curve.csv")  # of the training that made the shipped weights

@@ -2,8 +2,8 @@
 
 A seed gives every method the same pictures in the same order, so methods are compared in pairs: the
 difference of the averages over datasets, seed by seed, with a 95 % t-interval and the p-value of the paired
-t-test (`promptbench.stats`), Holm-corrected over all pairs shown. Zero-shot has no seed: its one result
-stands in every pair.
+t-test (`promptbench.analysis.stats`), Holm-corrected over all pairs shown. Zero-shot has no seed: its one
+result stands in every pair.
 
     python -m tools.pocket.orderings                                  # print
     python -m tools.pocket.orderings --write docs/pocket/orderings.md
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from promptbench import stats
-from promptbench.compare import load_frame, measured
-from promptbench.pairwise import difference_text, p_text
+from promptbench.analysis import stats
+from promptbench.analysis.compare import load_frame, measured
+from promptbench.analysis.pairwise import difference_text, p_text
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("zeroshot", "coop", "ivlp", "maple", "mmlop")

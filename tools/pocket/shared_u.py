@@ -19,16 +19,17 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from promptbench import cards, data
-from promptbench.cache import FeatureCache
-from promptbench.clip import FrozenCLIP
-from promptbench.files import default_folder
-from promptbench.frozen import frozen_features
-from promptbench.method import Batch, get_method, get_recipe, resolve_settings
-from promptbench.records import PROMPTS, read_records
-from promptbench.train import create
-from promptbench.trials import tuned_settings
-from promptbench.views import Views, epoch_order, load_batches
+from promptbench.clip.cache import FeatureCache
+from promptbench.clip.features import frozen_features
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.data.views import Views, epoch_order, load_batches
+from promptbench.methods._base import Batch, get_method, get_recipe, resolve_settings
+from promptbench.storage import default_folder
+from promptbench.training.loop import create
+from promptbench.trials.plan import tuned_settings
+from promptbench.trials.record import PROMPTS, read_records
 
 FACTORS = ("U", "U_vision", "V_text", "V_vision")
 STARTS = {"matched": {"init": "matched"}, "small": {"init": "small"}}

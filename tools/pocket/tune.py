@@ -19,15 +19,17 @@ from typing import Any
 
 import yaml
 
-from promptbench import cards, data, weights
-from promptbench.cache import FeatureCache
-from promptbench.execute import execute
-from promptbench.files import default_folder
-from promptbench.method import get_method, methods
-from promptbench.progress import PlainReporter
-from promptbench.records import read_records
-from promptbench.trial import BENCHMARKS
-from promptbench.trials import plan
+from promptbench.clip import weights
+from promptbench.clip.cache import FeatureCache
+from promptbench.data import cards
+from promptbench.data import dataset as data
+from promptbench.execution.execute import execute
+from promptbench.execution.progress import PlainReporter
+from promptbench.methods._base import get_method, methods
+from promptbench.storage import default_folder
+from promptbench.trials.plan import plan
+from promptbench.trials.record import read_records
+from promptbench.trials.trial import BENCHMARKS
 
 SEED = 11
 RATES = {

@@ -1,0 +1,1 @@
+"""From records to numbers: statistics, summaries, comparisons. Reads records only."""

@@ -1,0 +1,141 @@
+"""What tables and figures are made of: the records of one benchmark and backbone, and published numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from promptbench.analysis import published
+from promptbench.analysis.compare import frame, load_records, summarise
+from promptbench.reporting.tables import AVERAGE
+from promptbench.trials.record import BriefRecord, Record
+from promptbench.trials.trial import PRESETS
+
+Source = Literal["measured", "published", "both"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """``records`` (none if only published numbers are asked for), the folder ``out`` they lie in, and what is
+    to be shown: ``metric`` (hm, base, novel, all), ``cost`` (a column of the summary, or gflop) and
+    ``source``. Properties raise UserError as `compare.frame` and `published.rows`."""
+
+    records: Sequence[Record]
+    out: Path
+    benchmark: str = "base2novel"
+    backbone: str = PRESETS["paper"]["backbone"]
+    metric: str = "hm"
+    cost: str = "parameters"
+    source: Source = "measured"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`compare.frame` of the records."""
+        return frame(self.records)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """How a record's method is called in tables, by the first 8 digits of its hash."""
+        return dict(zip(self.table["hash"], self.table["method"], strict=True)) if self.records else {}
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """`compare.summarise` of them; without records a table without rows."""
+        if self.records:
+            return summarise(self.table)
+        empty = pd.DataFrame(columns=["dataset", "method", "shots", "parameters", "seeds"])
+        empty.attrs = {"benchmark": self.benchmark, "backbone": self.backbone, "sources": []}
+        return empty
+
+    @cached_property
+    def published(self) -> pd.DataFrame:
+        """`published.rows`, if asked for; beside records only what they can be compared with."""
+        if self.source == "measured":
+            return self.summary.iloc[:0].assign(source=None)
+        rows = published.rows(self.benchmark, self.backbone)
+        return published.beside(rows, self.summary, self.benchmark) if self.records else rows
+
+    @cached_property
+    def shown(self) -> pd.DataFrame:
+        """Measured and published rows in one table, by dataset."""
+        parts = [rows for rows in (self.summary, self.published) if len(rows)]
+        if not len(self.published):
+            return self.summary
+        both = pd.concat([rows.dropna(axis="columns", how="all") for rows in parts])
+        order = {name: i for i, name in enumerate(dict.fromkeys(both["dataset"])) if name != AVERAGE}
+        both["_order"] = both["dataset"].map(order).fillna(len(order))
+        both = both.sort_values(["_order", "parameters", "shots"], kind="stable", ignore_index=True)
+        both = both.drop(columns="_order")
+        for metric in ("base", "novel", "hm", "all"):
+            for end in ("_std", "_low", "_high"):
+                if metric in both and metric + end not in both:
+                    both[metric + end] = float("nan")
+        both.attrs = dict(self.summary.attrs)
+        return both
+
+    @property
+    def shown_metric(self) -> str:
+        """The metric asked for or, if the benchmark has not got it, its own."""
+        have = {*self.summary, *self.published}
+        return next((m for m in (self.metric, "hm", "all") if m in have), "all")
+
+    @cached_property
+    def where(self) -> str:
+        """The average over datasets if there are several, else the dataset; what a transfer benchmark trains
+        on is not counted."""
+        names = [name for name in self.shown["dataset"].unique() if name not in self.summary.attrs["sources"]]
+        return AVERAGE if AVERAGE in names or not names else names[0]
+
+    @cached_property
+    def overall(self) -> pd.DataFrame:
+        """The rows of the summary that say how good a method is overall, those of `where`."""
+        return self.summary[self.summary["dataset"] == self.where]
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """The datasets in the order of the tables, without the average."""
+        return [name for name in self.shown["dataset"].unique() if name != AVERAGE]
+
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Of ``rows`` (the summary, the published or all) those of `where` that have a value, at the most
+        shots and without shots."""
+        if self.shown_metric not in rows:
+            return rows.iloc[:0].assign(**{self.shown_metric: None})
+        rows = rows[(rows["dataset"] == self.where) & rows["shots"].isin([0, self.shown["shots"].max()])]
+        return rows.dropna(subset=[self.shown_metric]).reset_index(drop=True)
+
+    @property
+    def caption(self) -> str:
+        """Where, shots, seeds and backbone: the title of a figure."""
+        rows = self.headline(self.summary)
+        if rows.empty:
+            return f"{self.benchmark}, {self.backbone}, published numbers"
+        targets = len(set(self.datasets) - set(self.summary.attrs["sources"]))
+        parts = [f"average of {targets} datasets" if self.where == AVERAGE else self.where]
+        seeds = sorted({int(n) for n in rows[rows["shots"] > 0]["seeds"]})
+        if seeds:
+            span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+            parts += [f"{int(rows['shots'].max())} shots", f"{span} seed{'s' if seeds != [1] else ''}"]
+        return ", ".join([*parts, str(self.summary.attrs["backbone"])])
+
+
+def load_material(
+    out: Path,
+    benchmark: str = "base2novel",
+    backbone: str | None = None,
+    metric: str = "hm",
+    cost: str = "parameters",
+    source: Source = "measured",
+) -> Material:
+    """The material of the records under ``out``; of published numbers alone no record is read.
+
+    Raises UserError as `compare.load_records`.
+    """
+    if source == "published":
+        usual = PRESETS["paper"]["backbone"]
+        return Material([], out, benchmark, backbone or usual, metric, cost, source)
+    records = load_records(out, benchmark, backbone, BriefRecord)
+    return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source)

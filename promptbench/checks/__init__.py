@@ -1,0 +1,1 @@
+"""Checks: parity with official code, speed, regressions."""

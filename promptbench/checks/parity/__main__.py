@@ -1,0 +1,5 @@
+import sys
+
+from promptbench.checks.parity.command import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The frozen backbone: weights, towers, tokens, cached features."""

@@ -1,0 +1,1 @@
+"""Data: cards, splits, few-shot samples, images and views."""

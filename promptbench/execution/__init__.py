@@ -1,0 +1,1 @@
+"""Who runs trials: one process, several, or a Ray cluster."""

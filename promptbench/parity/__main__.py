@@ -1,5 +1,0 @@
-import sys
-
-from promptbench.parity.command import main
-
-sys.exit(main())

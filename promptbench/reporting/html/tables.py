@@ -1,0 +1,302 @@
+"""The tables of a report, as values for its template."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from promptbench.analysis.confusions import Album, Mistakes, Pair, Sums, Where, Who
+from promptbench.reporting.sentences import HEADINGS
+from promptbench.reporting.tables import AVERAGE, TITLES, few, metrics, spread
+from promptbench.trials.record import Record
+
+SPACES = {"base": "base classes", "novel": "novel classes", "all": "all classes"}
+MAX_CLASSES = 300  # rows of classes in a table; the weakest where there are more
+MAX_VALUES = 4  # of one setting
+SHADES = 10
+
+
+class Cell(NamedTuple):
+    """What a cell says, the spread beside it, its shade (0 to 9, by the table's scale), and thumbnails as
+    (number, description)."""
+
+    text: str
+    spread: str | None = None  # "" keeps its place free, so that numbers stand below each other
+    shade: int | None = None
+    pictures: Sequence[tuple[int, str]] = ()
+    strong: bool = False
+    wide: bool = False  # the place of the spread is that of an interval
+
+
+@dataclass
+class Table:
+    """A table. The first ``words`` columns are text, the others numbers. ``bodies`` are (heading or "",
+    rows): rows are sorted within them. The first cell of a row is its heading. ``scale`` names the colours
+    of the shades."""
+
+    label: str
+    columns: Sequence[str]
+    bodies: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    words: int = 1
+    scale: str = ""
+    remark: str = ""
+
+
+@dataclass
+class Fold:
+    """Something to unfold: its title, what the title hints at, and tables."""
+
+    title: str
+    hint: str = ""
+    tables: list[Table] = field(default_factory=list)
+    remark: str = ""
+
+
+def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
+    """A row per method and number of shots: ``rows`` (`Material.overall`) with accuracies and costs.
+
+    ``strong``: (method, shots, metric) of the numbers to stress.
+    """
+    several = _several_shots(rows)
+    keys = metrics(rows)
+    made = [
+        [
+            Cell(row["method"]),
+            *([_shots(row["shots"])] if several else []),
+            *(
+                _number(row, key, _has_spread(rows, key))._replace(
+                    strong=(row["method"], row["shots"], key) in strong
+                )
+                for key in keys
+            ),
+            Cell(f"{int(row['parameters']):,}"),
+            Cell(str(int(row["seeds"])) if row["seeds"] else "-"),
+            Cell("-" if pd.isna(row["seconds"]) else f"{row['seconds']:,.1f}"),
+            Cell("-" if pd.isna(row["memory"]) else f"{row['memory'] / 2**20:,.0f}"),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    columns = ["method", *(["shots"] if several else []), *(TITLES[key] for key in keys)]
+    columns += ["parameters", "seeds", "training s", "memory MiB"]
+    return Table("Averages", columns, [("", made)])
+
+
+def by_dataset(summary: pd.DataFrame) -> list[Fold]:
+    """For each metric a table of methods by datasets; none where there is one dataset."""
+    datasets = list(dict.fromkeys(summary["dataset"]))
+    if len(datasets) < 2:
+        return []
+    several = _several_shots(summary)
+    cells = {(row["method"], row["shots"], row["dataset"]): row for row in summary.to_dict("records")}
+    rows = list(dict.fromkeys(zip(summary["method"], summary["shots"], strict=True)))
+    sources = summary.attrs["sources"]
+    names = [f"{name} (source)" if name in sources else name for name in datasets]
+    folds = []
+    for key in metrics(summary):
+        with_spread = _has_spread(summary, key)
+        made = [
+            [
+                Cell(method),
+                *([_shots(shots)] if several else []),
+                *(_number(cells.get((method, shots, name), {}), key, with_spread) for name in datasets),
+            ]
+            for method, shots in rows
+        ]
+        columns = ["method", *(["shots"] if several else []), *names]
+        title = f"{HEADINGS[key]} by dataset"
+        folds.append(Fold(title, tables=[Table(title, columns, [("", made)])]))
+    return folds
+
+
+def _several_shots(summary: pd.DataFrame) -> bool:
+    return summary.loc[summary["shots"] > 0, "shots"].nunique() > 1
+
+
+def _shots(shots: int) -> Cell:
+    return Cell(str(shots) if shots else "-")
+
+
+def _number(row: Mapping[Any, Any], key: str, with_spread: bool) -> Cell:
+    """The mean and, if any cell of the table has one, its spread."""
+    known = key in row and not pd.isna(row[key])
+    beside = (spread(row, key) if known else "") if with_spread else None
+    return Cell(f"{row[key]:.2f}" if known else "-", beside, wide=row.get("dataset") == AVERAGE)
+
+
+def _has_spread(rows: pd.DataFrame, key: str) -> bool:
+    return bool(rows[f"{key}_std"].notna().any())
+
+
+# ---------------------------------------------------------------------- classes and confusions
+
+
+def evaluations(mistakes: Mistakes, whose: Mapping[str, Who]) -> dict[str, list[Where]]:
+    """By dataset the evaluations that any of ``whose`` (by name) has, base before novel."""
+    found: dict[str, list[Where]] = {}
+    for where in sorted(mistakes.sums, key=lambda w: (w.dataset, list(SPACES).index(w.classes))):
+        if any(who in mistakes.sums[where] for who in whose.values()):
+            found.setdefault(where.dataset, []).append(where)
+    return found
+
+
+def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
+    """For each dataset a table of classes by methods: accuracy in percent, all seeds together."""
+    folds = []
+    for dataset, places in evaluations(mistakes, whose).items():
+        bodies, left, weakest = [], MAX_CLASSES, []
+        total = 0
+        for where in places:
+            sums = {name: mistakes.sums[where].get(who) for name, who in whose.items()}
+            some: Sums = next(one for one in sums.values() if one is not None)
+            classes = list(some.classes)
+            total += len(classes)
+            known = [one for one in sums.values() if one is not None]
+            means = {c: sum(one.accuracy(c) or 0 for one in known) / len(known) for c in classes}
+            weakest += sorted(classes, key=means.__getitem__)[:3]
+            kept = set(sorted(classes, key=means.__getitem__)[: max(left, 0)])
+            left -= len(classes)
+            rows = [
+                [
+                    Cell(name),
+                    Cell(str(some.classes[name][1] // some.trainings)),
+                    *(_percent(one.accuracy(name) if one else None) for one in sums.values()),
+                ]
+                for name in classes
+                if name in kept
+            ]
+            bodies.append((SPACES[where.classes] if len(places) > 1 else "", rows))
+        table = Table(f"Accuracy per class, {dataset}", ["class", "pictures", *whose], bodies, scale="blue")
+        if total > MAX_CLASSES:
+            table.remark = f"{total} classes; the {MAX_CLASSES} rows are the weakest of each group."
+        folds.append(Fold(dataset, f"{total} classes; weakest: {', '.join(weakest)}", [table]))
+    return folds
+
+
+def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> list[Fold]:
+    """For each dataset and label space the most frequent confusions, with pictures from ``album``."""
+    listed = {
+        where: mistakes.top(where, [who for who in whose.values() if who in mistakes.sums[where]])
+        for places in evaluations(mistakes, whose).values()
+        for where in places
+    }
+    album.fill((where, mistakes.examples(where, pair)) for where, pairs in listed.items() for pair in pairs)
+    folds: dict[str, Fold] = {}
+    for where, pairs in listed.items():
+        if not pairs:
+            continue
+        rows = [_confusion(mistakes, where, pair, whose, album) for pair in pairs]
+        columns = ["picture of", "taken for", "examples", *whose]
+        label = f"{where.dataset}, {SPACES[where.classes]}"
+        fold = folds.setdefault(where.dataset, Fold(where.dataset))
+        fold.tables.append(Table(label, columns, [("", rows)], words=3, scale="orange"))
+    for name, fold in folds.items():
+        first = next(pairs[0] for where, pairs in listed.items() if where.dataset == name and pairs)
+        fold.hint = f"most often: {first.true} taken for {first.predicted}"
+        if name in album.missing:
+            fold.remark = (
+                "The pictures of this dataset were not at hand when the report was made. It shows those of "
+                "shipped datasets and of what --dataset names, and follows no links out of their folders."
+            )
+    return list(folds.values())
+
+
+def _confusion(
+    mistakes: Mistakes, where: Where, pair: Pair, whose: Mapping[str, Who], album: Album
+) -> list[Cell]:
+    paths = mistakes.examples(where, pair)
+    numbers = [(album.number(where.dataset, path), path) for path in paths]
+    pictures = [(n, f"{pair.true}: {path}") for n, path in numbers if n is not None]
+    sums = [mistakes.sums[where].get(who) for who in whose.values()]
+    return [
+        Cell(pair.true),
+        Cell(pair.predicted),
+        Cell("" if pictures else "-", pictures=pictures),
+        *(_percent(one.rate(pair) if one else None) for one in sums),
+    ]
+
+
+def _percent(value: float | None) -> Cell:
+    if value is None:
+        return Cell("-")
+    return Cell(f"{value:.0f}", shade=min(int(value * SHADES / 100), SHADES - 1))
+
+
+# ---------------------------------------------------------------------- settings and environment
+
+
+def settings(records: Iterable[tuple[str, Record]]) -> Fold:
+    """How the runs of each method, by name, were made: what is equal for all in words, the rest a table."""
+    values: dict[str, dict[str, set[str]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for method, record in records:
+        made = {**record.trial.settings, "precision": record.trial.precision}
+        if (method, text := str(made)) in seen:
+            continue
+        seen.add((method, text))
+        mine = values.setdefault(method, {})
+        for key, value in made.items():
+            mine.setdefault(key, set()).add(str(value))
+    keys = list(dict.fromkeys(key for mine in values.values() for key in mine))
+    texts = {key: [_values(mine.get(key)) for mine in values.values()] for key in keys}
+    same = {key: row[0] for key, row in texts.items() if len(set(row)) == 1 and len(row) > 1}
+    rows = [[Cell(key), *map(Cell, row)] for key, row in texts.items() if key not in same]
+    table = Table("Settings", ["setting", *values], [("", rows)], words=1 + len(values))
+    remark = f"Equal for all: {', '.join(f'{k} {v}' for k, v in same.items())}." if same else ""
+    return Fold("Settings of the runs", tables=[table] if rows else [], remark=remark)
+
+
+def _values(found: set[str] | None) -> str:
+    return few(sorted(found, key=_natural), MAX_VALUES) if found else "-"
+
+
+def _natural(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return 0.0, text
+
+
+def environments(records: Sequence[Record]) -> Table:
+    """One column per machine and software that records were made with."""
+    found: dict[int, tuple[dict[str, str], int]] = {}
+    for record in records:  # equal ones are one object
+        flat, count = found.get(id(record.environment), (None, 0))
+        found[id(record.environment)] = flat or _flat(record.environment), count + 1
+    keys = list(dict.fromkeys(key for flat, _ in found.values() for key in flat))
+    rows = [[Cell(key), *(Cell(flat.get(key, "-")) for flat, _ in found.values())] for key in keys]
+    columns = ["what", *(f"{count:,} record{'s' if count > 1 else ''}" for _, count in found.values())]
+    return Table("Environment", columns, [("", rows)], words=len(columns))
+
+
+def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in environment.items():
+        if isinstance(value, dict):
+            flat |= {str(name): str(version) for name, version in value.items()}
+        elif value != "":
+            flat[key] = str(value)
+    return flat
+
+
+def hashes(records: Sequence[Record]) -> Table:
+    """Which weights, data and code the records depend on."""
+
+    def rows(pairs: Iterable[tuple[Hashable, str]], what: str) -> list[list[Cell]]:
+        counts = Counter(pairs)
+        return [
+            [Cell(what), Cell(str(name)), Cell(value[:16]), Cell(f"{n:,}")]
+            for (name, value), n in counts.items()
+        ]
+
+    listed = [
+        *rows(((r.trial.backbone, r.hashes.get("weights", r.trial.weights)) for r in records), "weights"),
+        *rows(
+            ((str(r.environment.get("promptbench", "")), r.hashes.get("code", "-")) for r in records), "code"
+        ),
+        *rows(
+            (("+".join(sorted({e.dataset for e in r.evaluations})), r.trial.data) for r in records), "data"
+        ),
+    ]
+    return Table("Hashes", ["what", "of", "SHA-256, its start", "records"], [("", listed)], words=3)

@@ -1,0 +1,62 @@
+"""Accuracy against the number of shots, a panel per dataset and one for the average."""
+
+from typing import Any
+
+import pandas as pd
+
+from promptbench.reporting.plots.base import (
+    Drawing,
+    Material,
+    bottom,
+    error_bars,
+    legend_below,
+    line,
+    need,
+    panels,
+)
+
+FEW = 8  # more methods have no error bars: they would hide each other
+
+
+def fewshot(material: Material) -> Drawing:
+    """One line per method, 95 % intervals, methods without shots dotted, published numbers hollow and dashed.
+
+    Raises UserError unless there are two numbers of shots.
+    """
+    metric, shown = material.shown_metric, material.shown
+    shots = sorted({int(k) for k in shown["shots"] if k > 0})
+    need(len(shots) > 1, "The few-shot figure needs at least two numbers of shots; run --shots 1,4,16.")
+    rows = shown.dropna(subset=[metric])
+    names = list(rows["dataset"].unique())
+    figure, axes = panels(len(names), 3)
+    for one, dataset in zip(axes, names, strict=True):
+        _panel(one, material, rows[rows["dataset"] == dataset], metric)
+        one.set_xscale("log", base=2)
+        one.set_xticks(shots, [str(k) for k in shots])
+        one.minorticks_off()
+        one.set_title(dataset)
+    bottom(axes, "Shots per class")
+    figure.supylabel("Accuracy (%)", fontsize=8)
+    legend_below(figure, axes)
+    return Drawing(f"fewshot-{metric}", figure, rows)
+
+
+def _panel(axes: Any, material: Material, rows: pd.DataFrame, metric: str) -> None:
+    crowded = material.summary["method"].nunique() > FEW
+    published = rows["source"].notna() if "source" in rows else pd.Series(False, index=rows.index)
+    for is_published, part in ((False, rows[~published]), (True, rows[published])):
+        for method, mine in part.groupby("method", sort=False):
+            style = line(material, str(method))
+            label = f"{method} (published)" if is_published else str(method)
+            if not mine["shots"].max():
+                dots = (0, (1, 4)) if is_published else ":"
+                axes.axhline(mine[metric].iloc[0], color=style["color"], linestyle=dots, label=label)
+                continue
+            mine = mine.sort_values("shots")
+            hollow = {"mfc": "white", "linestyle": "--"} if is_published else {}
+            axes.plot(mine["shots"], mine[metric], label=label, **style | hollow)
+            for row in [] if crowded else mine.to_dict("records"):
+                if bars := error_bars(row, metric):
+                    axes.errorbar(
+                        row["shots"], row[metric], bars, color=style["color"], capsize=2, elinewidth=0.8
+                    )

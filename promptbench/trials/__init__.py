@@ -1,0 +1,1 @@
+"""What a trial is, what it measured, and how trials are planned."""

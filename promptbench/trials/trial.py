@@ -1,0 +1,158 @@
+"""What a trial is: one training and the evaluations that follow it, a frozen value; and the benchmarks.
+
+Nothing here needs torch: tables and figures are made of trials and records alone.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from promptbench.data.cards import POCKET, Half, Split
+from promptbench.errors import unknown
+from promptbench.storage import hash_value
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+#: Settings of every method that came after trials had been hashed, at the values that say what had always
+#: been done: there they leave a trial's hash as it was.
+_LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
+
+
+class Evaluation(BaseModel):
+    """Top-1 accuracy on one split of one dataset, among the classes of one half."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    classes: Half
+
+
+class Trial(BaseModel):
+    """Everything the result of a training depends on. Two trials are the same iff their hash is.
+
+    ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
+    changed file is a changed trial; ``files`` fingerprints the images it reads where ``data`` leaves out
+    their contents (`Dataset.files`), else it is empty. ``pretrained`` is only where the weights were found.
+    ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
+    Methods that use no training pictures have shots 0 and seed 0: there is one such trial, not one per seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    benchmark: str
+    method: str
+    settings: dict[str, Any]
+    dataset: str
+    data: str
+    train_classes: Half
+    shots: int
+    seed: int
+    evaluations: tuple[Evaluation, ...]
+    split: Split = "test"
+    limit: int | None = None
+    backbone: str = POCKET
+    pretrained: str | None = None
+    weights: str = ""
+    files: str = ""
+    precision: Precision = "fp32"
+    variant: str = ""
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the trial's content."""
+        content = self.model_dump(mode="json", exclude={"pretrained", "variant"})
+        if not self.files:  # so that records from before it was there stay what they are
+            del content["files"]
+        settings = content["settings"].items()
+        content["settings"] = {k: v for k, v in settings if k not in _LATER or v != _LATER[k]}
+        return hash_value(content)
+
+    def folder(self, out: Path) -> Path:
+        """Where the trial's files go under the output folder."""
+        name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
+        return out.joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        method = f"{self.method} ({self.variant})" if self.variant else self.method
+        return f"{method} on {self.dataset}" + (
+            f", {self.shots} shots, seed {self.seed}" if self.shots else ""
+        )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark turns datasets into trials: a trial trains on the classes ``train`` of one dataset
+    and is tested, without further training, among each of the label spaces ``test`` of the same dataset or,
+    in a ``transfer`` benchmark, of it (the source) and of every target."""
+
+    name: str
+    summary: str
+    shots: tuple[int, ...]
+    train: Half
+    test: tuple[Half, ...]
+    transfer: bool = False
+    least_classes: int = 2
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "base2novel",
+            "train on the base half of the classes, 16 shots; test base and novel half apart",
+            (16,),
+            "base",
+            ("base", "novel"),
+            # one class per half would be right by definition
+            least_classes=4,
+        ),
+        Benchmark(
+            "fewshot",
+            "train on all classes, 1/2/4/8/16 shots; test all",
+            (1, 2, 4, 8, 16),
+            "all",
+            ("all",),
+        ),
+        Benchmark(
+            "crossdataset",
+            "train on all classes of one dataset, 16 shots; test on the other datasets",
+            (16,),
+            "all",
+            ("all",),
+            transfer=True,
+        ),
+        Benchmark(
+            "domain",
+            "train on all classes in one domain, 16 shots; test the same kind of classes in other domains",
+            (16,),
+            "all",
+            ("all",),
+            transfer=True,
+        ),
+    )
+}
+
+
+#: What `promptbench run` takes where the command line says nothing.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pocket": {"backbone": POCKET, "pretrained": None, "suite": "pocket", "seeds": "1"},
+    # the comparison of the papers: 11 datasets, three seeds, OpenAI's weights
+    "paper": {
+        "backbone": "ViT-B-16-quickgelu",
+        "pretrained": "openai",
+        "suite": "standard",
+        "seeds": "1,2,3",
+    },
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark called ``name``. Raises UserError with the nearest name."""
+    if name not in BENCHMARKS:
+        raise unknown("benchmark", name, BENCHMARKS, "See `promptbench ls benchmarks`.")
+    return BENCHMARKS[name]
