@@ -66,7 +66,7 @@ class Dataset:
         return self.card.name
 
     def picture(self, path: str) -> Image.Image:
-        """The image in RGB, see `promptbench.data.images`. Raises UserError naming a file it cannot decode."""
+        """The image in RGB, see `images.decode`. Raises UserError naming a file that it cannot decode."""
         try:
             return decode(self.pictures(path), self.official)
         except UserError:
