@@ -67,7 +67,7 @@ def report(found: dict[str, stats.Runs], seeds: int) -> str:
     pairs["p"] = stats.holm(pairs["p_seeds"].tolist())
     text = f"""# Do the papers' orderings hold on pocket?
 
-Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference): base2novel,
+Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference/base2novel.md): base2novel,
 16 shots, {seeds} seeds, averages over the datasets of the suite; in brackets 95 % t-intervals over seeds.
 Each learning rate was chosen with the same budget on validation pictures of the base half.
 
