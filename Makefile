@@ -63,7 +63,7 @@ docs: $(VENV)/.docs
 	rm -rf $(SITE)
 	mkdir -p $(SITE)
 	tar -cf - $(PAGES) | tar -xf - -C $(SITE)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The embedded default, made anew from its recipe: see datasets/pocket/README.md. Needs npm.
 POCKET := $(VENV)/.pocket

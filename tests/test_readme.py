@@ -28,7 +28,9 @@ def cells(line: str) -> list[str]:
 def test_table_is_that_of_the_reference_records() -> None:
     """Every cell of every row, in order, and no row more."""
     summary = summarise(load_frame(ROOT / "results/reference"))
-    (text,) = re.findall(r"<!-- table: results/reference -->\n(.*?)\n<!-- end of table -->", README, re.DOTALL)
+    (text,) = re.findall(
+        r"<!-- table: results/reference -->\n(.*?)\n<!-- end of table -->", README, re.DOTALL
+    )
     header, _, *rows = text.splitlines()
     assert cells(header) == ["method", "parameters", "base", "novel", "HM"]
     expected = [
@@ -53,9 +55,7 @@ def test_output_of_the_demo_is_that_of_the_reference_records() -> None:
     trials = [
         record
         for record in load_records(ROOT / "results/reference", "base2novel")
-        if record.trial.dataset == "icons"
-        and record.trial.seed in (0, 1)
-        and record.trial.method in names
+        if record.trial.dataset == "icons" and record.trial.seed in (0, 1) and record.trial.method in names
     ]
     rows = summarise(frame(trials))
     rows = rows[rows["dataset"] == "icons"].to_dict("records")
@@ -69,15 +69,15 @@ def test_output_of_the_demo_is_that_of_the_reference_records() -> None:
         for row in rows
     ]
     makefile = (ROOT / "Makefile").read_text()
-    (methods_run,) = re.findall(r"promptbench run (.+?) --benchmark base2novel --dataset icons --seeds 1", makefile)
+    (methods_run,) = re.findall(
+        r"promptbench run (.+?) --benchmark base2novel --dataset icons --seeds 1", makefile
+    )
     assert set(names) == set(methods_run.split())
 
 
 def test_methods_in_the_docs_are_those_of_the_registry() -> None:
     text = (ROOT / "docs/methods.md").read_text()
-    rows = re.findall(
-        r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \| ([\d,]+)( per class)? \| ([^|]+) \|$", text, re.M
-    )
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \| ([\d,]+)( per class)? \| ([^|]+) \|$", text, re.M)
     assert {name for name, *_ in rows} == set(methods())
     shape = backbone_shape("ViT-B-16-quickgelu")
     for name, trains, count, per_class, paper in rows:

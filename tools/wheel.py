@@ -1,6 +1,6 @@
 """Build the wheel, install it in an empty environment and try it there: `make wheel-check`.
 
-The wheel is built from the files that git knows or would add, so that left-overs of an earlier build do not get in.
+The wheel is built from the files that git knows or would add, without left-overs of an earlier build.
 ``--share`` takes the dependencies from the running environment instead of downloading them.
 """
 
@@ -52,7 +52,7 @@ def install(wheel: Path, folder: Path, share: bool) -> Path:
     programs = folder / "bin"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if share:
-        # Paths in a .pth file are searched last, and .pth files in them (of an editable install) are not read.
+        # Paths in a .pth file are searched last; .pth files in them (of editable installs) are not read.
         (own,) = folder.glob("lib/python*/site-packages")
         shared = [path for path in sys.path if Path(path).name == "site-packages"]
         (own / "shared.pth").write_text("\n".join(shared) + "\n")
@@ -89,7 +89,9 @@ def main() -> int:
         ]
         for program, *arguments in commands:
             subprocess.run([str(programs / program), *arguments], cwd=folder / "empty", check=True)
-        print(f"{wheel.name}: {len(packed)} files, the same as in the checkout; it runs in a clean environment.")
+        print(
+            f"{wheel.name}: {len(packed)} files, the same as in the checkout; it runs in a clean environment."
+        )
     return 0
 
 
