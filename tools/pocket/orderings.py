@@ -68,8 +68,9 @@ def report(found: dict[str, stats.Runs], seeds: int) -> str:
     text = f"""# Do the papers' orderings hold on pocket?
 
 Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference/base2novel.md):
-base2novel, 16 shots, {seeds} seeds, averages over the datasets of the suite. Brackets: 95 % t-intervals over seeds.
-Each learning rate was chosen with the same budget on validation images of the base half.
+base2novel, 16 shots, {seeds} seeds, averages over the datasets of the suite.
+Brackets: 95 % t-intervals over seeds. Each learning rate was chosen with the same budget on
+validation images of the base half.
 
 {pd.DataFrame(means).to_markdown(index=False, disable_numparse=True)}
 """
