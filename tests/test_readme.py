@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -25,6 +26,10 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def rows_of(summary: pd.DataFrame, dataset: str) -> list[dict[Any, Any]]:
+    return summary[summary["dataset"] == dataset].to_dict("records")
+
+
 def test_table_is_that_of_the_reference_records() -> None:
     """Every cell of every row, in order, and no row more."""
     summary = summarise(load_frame(ROOT / "results/reference"))
@@ -41,7 +46,7 @@ def test_table_is_that_of_the_reference_records() -> None:
             f"{row['novel']:.2f}",
             f"{row['hm']:.2f} {spread(row, 'hm')}".strip(),
         ]
-        for row in summary[summary["dataset"] == AVERAGE].to_dict("records")
+        for row in rows_of(summary, AVERAGE)
     ]
     assert {method for method, *_ in expected} == set(methods())
     assert [cells(row) for row in rows] == expected
@@ -57,8 +62,6 @@ def test_output_of_the_demo_is_that_of_the_reference_records() -> None:
         for record in load_records(ROOT / "results/reference", "base2novel")
         if record.trial.dataset == "icons" and record.trial.seed in (0, 1) and record.trial.method in names
     ]
-    rows = summarise(frame(trials))
-    rows = rows[rows["dataset"] == "icons"].to_dict("records")
     assert shown == [
         [
             row["method"],
@@ -66,7 +69,7 @@ def test_output_of_the_demo_is_that_of_the_reference_records() -> None:
             f"{row['parameters']:,.0f}",
             str(row["seeds"]),
         ]
-        for row in rows
+        for row in rows_of(summarise(frame(trials)), "icons")
     ]
     makefile = (ROOT / "Makefile").read_text()
     (methods_run,) = re.findall(
