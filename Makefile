@@ -1,7 +1,12 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo   set up, train five methods on the embedded data, print the table, write the plot
 #   make test   set up and run the tests
-# make soak runs the long ones: commands, workers and nodes that are killed, thousands of damaged inputs.
+# Further targets:
+#   make lint         ruff and mypy
+#   make coverage     the tests again, and which lines they run
+#   make soak         the long tests: killed commands, workers and nodes, thousands of damaged inputs
+#   make wheel-check  build the wheel, install it in an empty environment and run it there
+#   make docs         build the website into build/site; warnings are errors
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := results/demo
 
-.PHONY: demo test soak lint format clean pocket-data pocket-train pocket-eval
+.PHONY: demo test coverage soak lint format wheel-check docs clean pocket-data pocket-train pocket-eval
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptbench needs Python 3.11 or newer; set PYTHON=...")'
@@ -25,6 +30,10 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
+coverage: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --cov --cov-report term --cov-report xml:build/coverage.xml
+
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --capture no
 
@@ -36,6 +45,25 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# WHEEL_CHECK=--share takes the dependencies from $(VENV) instead of downloading them once more.
+wheel-check: $(STAMP)
+	$(BIN)/python -m tools.wheel $(WHEEL_CHECK)
+
+# The pages keep their places in the repository, so that links work there and on the website alike.
+SITE := build/docs
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs examples datasets/pocket/*.md \
+	datasets/pocket/backbone/settings.yaml results/published.csv results/reference/*.md results/reference/plots
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	rm -rf $(SITE)
+	mkdir -p $(SITE)
+	tar -cf - $(PAGES) | tar -xf - -C $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The embedded default, made anew from its recipe: see datasets/pocket/README.md. Needs npm.
 POCKET := $(VENV)/.pocket

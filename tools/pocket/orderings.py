@@ -67,9 +67,10 @@ def report(found: dict[str, stats.Runs], seeds: int) -> str:
     pairs["p"] = stats.holm(pairs["p_seeds"].tolist())
     text = f"""# Do the papers' orderings hold on pocket?
 
-Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference): base2novel,
-16 shots, {seeds} seeds, averages over the datasets of the suite; in brackets 95 % t-intervals over seeds.
-Each learning rate was chosen with the same budget on validation pictures of the base half.
+Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference/base2novel.md):
+base2novel, 16 shots, {seeds} seeds, averages over the datasets of the suite.
+Brackets: 95 % t-intervals over seeds. Each learning rate was chosen with the same budget on
+validation images of the base half.
 
 {pd.DataFrame(means).to_markdown(index=False, disable_numparse=True)}
 """
@@ -87,8 +88,8 @@ Each learning rate was chosen with the same budget on validation pictures of the
         text += f"\n## {claim}?\n\n{table}\n"
     return f"""{text}
 Paired t-tests over {seeds} seeds, Holm-corrected over all {len(pairs)} pairs; `open`: not significant at 5 %.
-Seeds vary shots, order and crops, not the datasets: the intervals say what other draws of shots would give on
-these datasets, not what another suite would.
+Seeds vary the shots, the order and the crops, but not the datasets. The intervals describe other few-shot
+draws on these datasets, not other suites.
 """
 
 
