@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ def run(trial: Trial, dataset: data.Dataset, out: Path, die_at: int | None) -> i
             original, seen = os.fsync, [0]
 
             def fsync(handle: Any) -> None:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):  # a folder's names
+                    return original(handle)
                 seen[0] += 1
                 if seen[0] == die_at:
                     os.ftruncate(handle, os.fstat(handle).st_size // 2)  # a half-written file

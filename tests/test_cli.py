@@ -98,12 +98,14 @@ def test_run_compare_show(make_dataset: Any, tmp_path: Path, capsys: pytest.Capt
         assert classes["novel"]["total"] == 6
         assert record["environment"]["device"] == "cpu"
         assert record["trial"]["precision"] == "fp32"
-        assert set(record["hashes"]) == {"weights", "data", "code"}
+        drawn = {"draw"} if record["trial"]["shots"] else set()
+        assert set(record["hashes"]) == {"weights", "data", "code"} | drawn
     folder = next(out.rglob("mmlop/**/record.json")).parent
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
         "prompts.safetensors",
+        "predictions.safetensors",
         "record.json",
     }
 
@@ -307,7 +309,7 @@ def test_finished_work_outlives_a_failure(
     both = ["--dataset", str(bad), *arguments(card, out)]
     assert call("run", "zeroshot", "coop", *both) == 2
     shown = capsys.readouterr()
-    assert "images/0/test0.png' of broken cannot be read (no picture of a known kind)" in shown.err
+    assert "images/0/test0.png' of broken cannot be read (no image of a known kind)" in shown.err
     assert "(2 trials failed)" in shown.err
     assert "colours" in shown.out
     assert [r["trial"]["dataset"] for r in records(out)] == ["colours", "colours"]

@@ -384,9 +384,10 @@ def published_record(method: str, dataset: str, base: float, novel: float, **tri
     seed = trial.pop("seed", 0 if method == "zeroshot" else 1)
     record = make(method, dataset, seed, 0, 0, **given | trial)
     counts = [
-        old.model_copy(update={"correct": round(share / 100 * total), "total": total})
+        old.model_copy(update={"correct": right, "total": total, "per_class": {"x": (right, total)}})
         for old, share in zip(record.evaluations, (base, novel), strict=True)
         for total in (halves[old.classes],)
+        for right in (round(share / 100 * total),)
     ]
     return record.model_copy(update={"evaluations": counts})
 

@@ -182,13 +182,15 @@ def test_a_claimed_trial_is_left_to_its_owner(
         waiting.start()
         assert reporter.told.wait(timeout=60)
         assert other.folder(tmp_path).joinpath("record.json").exists()
-        done = execute([mine], known, tmp_path / "elsewhere", PlainReporter()).records[0]
-        done.write(mine.folder(tmp_path))
+        execute([mine], known, tmp_path / "elsewhere", PlainReporter())
+        theirs = mine.folder(tmp_path / "elsewhere")
+        shutil.copytree(theirs, mine.folder(tmp_path))
     waiting.join()
     told = capsys.readouterr().err
     assert "another command is at" in told
     assert "already done: coop" in told
-    assert not (mine.folder(tmp_path) / "prompts.safetensors").exists()  # it was not trained here
+    record = mine.folder(tmp_path) / "record.json"
+    assert record.read_bytes() == (theirs / "record.json").read_bytes()  # it was not trained here
 
 
 def test_force_makes_every_record_anew_once(

@@ -232,7 +232,8 @@ def _is_newer(text: bytes, error: ValidationError) -> bool:
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     wrong = [(one["type"], len(one["loc"])) for one in error.errors(include_input=False)]
-    return set(wrong) == {("extra_forbidden", 1)} and document.keys() >= {*Record.model_fields, "digest"}
+    known = {*Record.model_fields, "digest"}
+    return set(wrong) == {("extra_forbidden", 1)} and document.keys() > known
 
 
 def read_record(folder: Path | str, kind: type[Record] = Record) -> Record | None:
