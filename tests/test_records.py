@@ -18,10 +18,11 @@ from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
 from promptbench.storage import hash_value
 from promptbench.training import environment
-from promptbench.training.loop import CHECKPOINT, Progress
+from promptbench.training.files import CHECKPOINT, FILES
+from promptbench.training.loop import Progress
 from promptbench.trials.plan import plan
 from promptbench.trials.predictions import read_predictions
-from promptbench.trials.record import FILES, BriefRecord, Fault, Record, examine, read_records
+from promptbench.trials.record import BriefRecord, Fault, Record, examine, read_records
 from promptbench.trials.trial import BENCHMARKS, Trial
 from tests.kill_driver import content
 from tests.test_compare import RECORDS, make, write

@@ -24,9 +24,9 @@ from promptbench.methods._base import get_method, trainable_parameters, trained_
 from promptbench.storage import canonical, hash_file, hash_value, lock, require_writable, sweep, write_atomic
 from promptbench.training import environment
 from promptbench.training.evaluate import evaluate, predict
+from promptbench.training.files import CHECKPOINT, CONFIG, FILES, PREDICTIONS, PROMPTS, RECORD
 from promptbench.training.influence import SAMPLE, influence
 from promptbench.training.loop import (
-    CHECKPOINT,
     Progress,
     Report,
     autocast,
@@ -36,17 +36,7 @@ from promptbench.training.loop import (
     resolve_precision,
 )
 from promptbench.trials.predictions import pack
-from promptbench.trials.record import (
-    CONFIG,
-    FILES,
-    PREDICTIONS,
-    PROMPTS,
-    RECORD,
-    Fault,
-    Record,
-    Seconds,
-    examine,
-)
+from promptbench.trials.record import Fault, Record, Seconds, examine
 from promptbench.trials.trial import Precision, Trial
 
 CLAIMS = ".claims"  # folder of locks: who is at which trial

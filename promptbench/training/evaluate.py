@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from promptbench.clip.features import chunks, frozen_features, in_chunks, require_finite
+from promptbench.clip.precision import Precision
 from promptbench.data.cards import Split
 from promptbench.data.classnames import Classes
 from promptbench.data.dataset import Dataset, Item
@@ -15,9 +16,8 @@ from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method
 from promptbench.storage import hash_value
+from promptbench.training.counts import Confused, Counts, Evaluation
 from promptbench.training.loop import autocast
-from promptbench.trials.record import Confused, Counts
-from promptbench.trials.trial import Evaluation, Precision
 
 
 @torch.no_grad()

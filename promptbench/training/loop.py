@@ -21,16 +21,15 @@ from torch import Tensor
 
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.precision import Precision
 from promptbench.data.classnames import Classes
 from promptbench.data.dataset import Dataset, Item
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Settings, Shots
 from promptbench.storage import canonical, write_atomic
-from promptbench.trials.record import METRICS
-from promptbench.trials.trial import Precision
+from promptbench.training.files import CHECKPOINT, METRICS
 
-CHECKPOINT = "checkpoint.pt"
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,

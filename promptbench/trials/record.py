@@ -23,67 +23,19 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 
-from promptbench.data.cards import Half, Split
 from promptbench.storage import hash_file, write_atomic
+from promptbench.training.counts import Confused as Confused
+from promptbench.training.counts import Counts as Counts
+from promptbench.training.files import RECORD as RECORD
+from promptbench.training.files import SideFile
 from promptbench.trials.trial import Trial
 
-RECORD = "record.json"
-CONFIG: Final = "config.yaml"
-METRICS: Final = "metrics.jsonl"
-PROMPTS: Final = "prompts.safetensors"
-PREDICTIONS: Final = "predictions.safetensors"
-SideFile = Literal["config.yaml", "metrics.jsonl", "prompts.safetensors", "predictions.safetensors"]
-#: what lies beside a record, in the order it is written; the record comes last
-FILES: tuple[SideFile, ...] = (CONFIG, METRICS, PROMPTS, PREDICTIONS)
 SCHEMA: Final = 2
 _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n\}\s*\Z')
-
-
-class Confused(BaseModel):
-    """``count`` test pictures of class ``true`` that were taken for ``predicted``; paths of up to three."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    true: str
-    predicted: str
-    count: int
-    pictures: list[str]
-
-
-class Counts(BaseModel):
-    """One evaluation: images answered correctly and in all, also by class name; ``confused``: the ten
-    most frequent mistakes; ``order``: hash of the images (path and label) in the order they were tested,
-    which is that of the stored predictions (empty in schema 1)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    classes: Half
-    split: Split
-    correct: NonNegativeInt
-    total: PositiveInt
-    per_class: dict[str, tuple[NonNegativeInt, NonNegativeInt]]
-    confused: list[Confused] = []
-    order: str = ""
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if any(correct > total for correct, total in [(self.correct, self.total), *self.per_class.values()]):
-            raise ValueError("more images answered correctly than there are")
-        sums = tuple(map(sum, zip(*self.per_class.values(), strict=True)))
-        if sums and sums != (self.correct, self.total):  # none where classes are not read
-            raise ValueError("the counts by class do not add up to the total")
-        return self
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in percent."""
-        return 100 * self.correct / self.total
 
 
 class Seconds(BaseModel):

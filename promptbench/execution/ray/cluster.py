@@ -25,8 +25,9 @@ from promptbench.execution.local import jobs_asked
 from promptbench.methods._base import get_method
 from promptbench.storage import sweep, write_atomic
 from promptbench.training import environment
-from promptbench.training.loop import CHECKPOINT, resolve_precision
-from promptbench.trials.record import FILES, RECORD, Record, parse
+from promptbench.training.files import CHECKPOINT, FILES, RECORD
+from promptbench.training.loop import resolve_precision
+from promptbench.trials.record import Record, parse
 from promptbench.trials.trial import Precision, Trial
 
 try:

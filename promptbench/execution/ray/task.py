@@ -21,7 +21,7 @@ from promptbench.execution.execute import Job, Worker, claim
 from promptbench.execution.local import Messenger
 from promptbench.storage import default_folder, require_writable
 from promptbench.training import environment
-from promptbench.trials.record import FILES, RECORD
+from promptbench.training.files import FILES, RECORD
 from promptbench.trials.trial import Trial
 
 
