@@ -184,7 +184,7 @@ def _is_newer(text: bytes, error: ValidationError) -> bool:
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     wrong = [(one["type"], len(one["loc"])) for one in error.errors(include_input=False)]
-    return set(wrong) == {("extra_forbidden", 1)} and document.keys() >= {*Record.model_fields, "digest"}
+    return set(wrong) == {("extra_forbidden", 1)} and document.keys() > {*Record.model_fields, "digest"}
 
 
 def read_record(folder: Path | str, kind: type[Record] = Record) -> Record | None:
