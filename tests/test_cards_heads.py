@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Batch, Shots, get_method, resolve_settings
@@ -630,7 +631,8 @@ def test_tcp(clip: FrozenCLIP, classes: Classes, dataset: str) -> None:
 def test_tcp_at_other_blocks(clip: FrozenCLIP, classes: Classes, layer: int, reference: bool) -> None:
     """Block ``layer`` counted from 0, in both text paths; novel classes get tokens from their own anchors."""
     method = make("tcp", clip, classes, layer=layer, hidden=24)
-    clip.reference = reference
+    if reference:
+        method.clip = ReferenceCLIP(clip)
     g = unit(encode_text(clip, NOVEL.names, NOVEL.template))
     own, context = class_aware_tokens(method, g), array(method.ctx)
     expected = unit(encode_prompts(clip, NOVEL.names, "{}, a type of food.", context, layer, own))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from promptbench import console
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
@@ -156,6 +157,7 @@ class Step:
         recipe.method.check(settings, clip.shape)
         self.name, self.clip, self.classes, self.size = recipe.name, clip, classes, batch
         self.precision: Precision = precision
+        self.fast, self.reference = clip, ReferenceCLIP(clip)
         self.method: Method = create(recipe.method, clip, settings, classes, seed=1)
         device, e = clip.device, clip.shape.embed_dim
         side = clip.preprocess["size"]
@@ -192,11 +194,11 @@ class Step:
 
     def run_reference(self) -> Tensor:
         """The same step the official way."""
-        self.clip.reference = True
+        self.clip = self.method.clip = self.reference
         try:
             return self.run(None)
         finally:
-            self.clip.reference = False
+            self.clip = self.method.clip = self.fast
 
     def cost(self, rate: float, decoding: float, reference: bool, repeats: int) -> Cost:
         """Fast and reference steps in turn, then the parts."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from promptbench.clip.prompts import mixed
 from promptbench.data.classnames import readable
 from promptbench.errors import UserError
 
@@ -76,11 +77,6 @@ def prompt_rows(
         length = 0 if position == "end" else len(encode(name))
         rows.append((START, *slots[:before], *tail[:length], *slots[before:], *tail[length:], END))
     return tuple(rows)
-
-
-def mixed(new: torch.Tensor, old: torch.Tensor, mix: float) -> torch.Tensor:
-    """Deep prompts with what came out of the block before: ``mix * new + (1 - mix) * old``."""
-    return new if mix == 1 else mix * new + (1 - mix) * old
 
 
 class TextLayout:

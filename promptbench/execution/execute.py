@@ -131,7 +131,7 @@ class Worker:
         try:
             if key not in self.clips:
                 loaded = FrozenCLIP.load(*key, device=job.device, cache=job.cache)
-                loaded.share = job.share
+                loaded.memory.share = job.share
                 self.clips[key] = loaded.compile() if job.compiled else loaded
             clip, fresh = self.clips[key], trial.hash in job.replace
             with environment.suitable_threads(job.device, clip.shape):
