@@ -22,7 +22,7 @@ from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Batch, Shots, get_method, resolve_settings
-from promptbench.training.loop import create, fit
+from promptbench.training.loop import Training, create, fit
 from tests.plain import tokenize
 
 Array = NDArray[Any]
@@ -491,7 +491,7 @@ def test_tip_adapter_f_cosine_runs_over_all_steps(
         get_method("tip_adapter_f"), "fewshot", 4, "colours", None, {"batch_size": batch_size, "epochs": 2}
     )
     method = create(get_method("tip_adapter_f"), clip, settings, colours.classes(), seed=1)
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), colours.classes(), seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), colours.classes(), seed=1))
     steps = 2 * -(-20 // batch_size)
     assert progress.steps == steps
     last = settings.lr * (1 + np.cos(np.pi * (steps - 1) / steps)) / 2

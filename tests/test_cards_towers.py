@@ -23,7 +23,8 @@ from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Batch, Method, get_method, resolve_settings, trainable_parameters
 from promptbench.methods._templates import GENERIC_60
-from promptbench.training.loop import aggregation_weights, create, fit
+from promptbench.training.loop import Training, create, fit
+from promptbench.training.schedule import aggregation_weights
 from tests import plain
 from tests.conftest import close
 
@@ -545,7 +546,7 @@ def test_lora_takes_all_its_steps(clip: FrozenCLIP, colours: data.Dataset, batch
     settings = {"steps": 9, "batch_size": batch_size, "lr": 2e-4}
     classes = colours.classes()
     method = build("clip_lora", clip, settings, classes)
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), classes, seed=1))
     assert progress.steps == 9
     per_epoch = math.ceil(20 / batch_size)  # a short last batch is a step
     last = [min(per_epoch * (epoch + 1), 9) - 1 for epoch in range(math.ceil(9 / per_epoch))]

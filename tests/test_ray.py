@@ -19,10 +19,12 @@ import torch
 from promptbench.cli import app as cli
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execution.execute import Job, Outcome, claim, execute
+from promptbench.execution.claims import claim
+from promptbench.execution.execute import Outcome, execute
+from promptbench.execution.job import Job
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
-from promptbench.training.loop import Progress
+from promptbench.training.checkpoint import Progress
 from promptbench.trials.plan import plan
 from promptbench.trials.record import read_records
 from promptbench.trials.trial import BENCHMARKS, Trial
@@ -283,7 +285,7 @@ def test_nodes_that_are_not_fit(
     lost = replace(colours, pictures=partial(data.read_file, tmp_path / "lost"))
     with pytest.raises(UserError, match=r"Node .*: it has no .*lost"):
         machines.execute(trials, {colours.name: lost}, tmp_path / "out", PlainReporter())
-    monkeypatch.setattr("promptbench.training.environment.code_hash", lambda: "other")
+    monkeypatch.setattr("promptbench.execution.ray.cluster.code_hash", lambda: "other")
     with pytest.raises(UserError, match=r"Node .*: it has another version of promptbench"):
         machines.execute(trials, {colours.name: colours}, tmp_path / "out", PlainReporter())
     assert not list((tmp_path / "out").rglob("record.json"))

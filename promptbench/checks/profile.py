@@ -23,7 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from promptbench import console
+from promptbench.clip.arithmetic import DTYPES, autocast
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.precision import Precision
 from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
@@ -31,8 +33,8 @@ from promptbench.data.classnames import Classes
 from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
-from promptbench.training.loop import DTYPES, autocast, create, make_optimizer
-from promptbench.trials.trial import Precision
+from promptbench.training.loop import create
+from promptbench.training.steps import make_optimizer
 
 SHOTS = 16
 

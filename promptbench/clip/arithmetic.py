@@ -17,9 +17,6 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
-CPU = torch.device("cpu")
-
-
 @dataclass(frozen=True)
 class Arithmetic:
     """How a run computes, decided once and handed along.
@@ -28,13 +25,16 @@ class Arithmetic:
     (prompts stay fp32 in any case); ``decoders``: processes that decode images, 0 for none besides this one.
     """
 
-    device: torch.device = CPU
+    device: torch.device
     precision: Precision = "fp32"
     decoders: int = 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which towers and losses are computed."""
         return autocast(self.device, self.precision)
+
+
+CPU_FP32 = Arithmetic(torch.device("cpu"))
 
 
 def resolve_precision(device: torch.device, precision: str) -> Precision:

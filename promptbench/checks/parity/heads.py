@@ -16,7 +16,7 @@ from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
 from promptbench.methods._base import Method
-from promptbench.training.loop import Steps
+from promptbench.training.steps import Steps
 
 SCALE_30 = tolerances(loss=1e-4, steps=1e-5, logits_after=1e-4)
 SCALE_100 = SCALE_30 | {"logits": 3e-4, "logits_after": 3e-4}

@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 
+from promptbench.clip.arithmetic import one_thread, resolve_precision
 from promptbench.clip.memory import estimate
 from promptbench.clip.weights import backbone_shape
 from promptbench.errors import UserError
-from promptbench.execution.execute import Job, Reporter, Results, Worker, claim
+from promptbench.execution.claims import claim
+from promptbench.execution.job import Job, Reporter, Results
 from promptbench.execution.local import jobs_asked
+from promptbench.execution.worker import Worker
 from promptbench.methods._base import get_method
 from promptbench.storage import sweep, write_atomic
-from promptbench.training import environment
 from promptbench.training.files import CHECKPOINT, FILES, RECORD
-from promptbench.training.loop import resolve_precision
+from promptbench.training.provenance import code_hash
 from promptbench.trials.record import Record, parse
 from promptbench.trials.trial import Precision, Trial
 
@@ -162,7 +164,7 @@ def request(trial: Trial, job: Job, nodes: Sequence[Resources], per_gpu: int) ->
     if kind == "GPU":
         wanted, part = min(1 + job.workers, cores), {"GPU": 1 / per_gpu}
     else:
-        wanted, part = 1 if environment.one_thread(job.device, shape) else cores, {}
+        wanted, part = 1 if one_thread(job.device, shape) else cores, {}
     return {"CPU": wanted, "memory": int(min(need, memory)), **part}
 
 
@@ -236,7 +238,7 @@ class _Driver:
                     # soft: another node takes it if this one dies
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
                 )
-                given = (self.setup, environment.code_hash(), trial, i, len(self.trials), int(needs["CPU"]))
+                given = (self.setup, code_hash(), trial, i, len(self.trials), int(needs["CPU"]))
                 self.running[task.remote(*given)] = _Running(i, node, mine)
                 for features in (trial.dataset, _shared(trial)):
                     self.homes[features].add(node)
