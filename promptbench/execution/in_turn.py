@@ -12,7 +12,7 @@ from promptbench.trials.trial import Trial
 
 
 class InTurn:
-    """One trial after the other in this process, its pictures decoded by ``workers`` others."""
+    """One trial after the other in this process, its images decoded by ``workers`` others."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.device, self.workers = default_device(), workers
@@ -21,7 +21,7 @@ class InTurn:
         return resolve_precision(self.device, asked)
 
     def decoders(self, jobs: int) -> int:
-        """Processes that decode pictures, for each of ``jobs`` trials at once, if the user does not say."""
+        """Processes that decode images, for each of ``jobs`` trials at once, if the user does not say."""
         if self.workers is not None:
             return self.workers
         return min(8, (cpu_count() - 1) // jobs) if self.device.type == "cuda" else 0

@@ -17,7 +17,7 @@ class Evaluation(BaseModel):
 
 
 class Confused(BaseModel):
-    """``count`` test pictures of class ``true`` that were taken for ``predicted``; paths of up to three."""
+    """``count`` test images of class ``true`` predicted as ``predicted``; paths of up to three."""
 
     model_config = ConfigDict(extra="forbid")
 

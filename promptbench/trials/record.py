@@ -4,8 +4,8 @@ Schema 2. Counts, never rounded percentages. ``seconds``, ``peak_memory_bytes`` 
 between equal runs; everything else of an equal trial on a CPU is equal.
 
 A record proves itself: the file ends with a digest of all that precedes it, counts add up, and ``files``
-holds the hashes of what lies beside it. Records of schema 1 have neither digest nor ``files``: they are
-read, their counts are checked, and tables say that they are without proof.
+holds the hashes of the files beside it. Records of schema 1 have neither digest nor ``files``: they are
+read, their counts are checked, and tables say that they have no proof.
 """
 
 import gc
@@ -40,7 +40,7 @@ _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n\}\s*\Z')
 
 class Seconds(BaseModel):
     """Wall-clock seconds: training steps, frozen features (0 from a warm cache), evaluation; and how much
-    of the training steps went into waiting for pictures."""
+    of the training steps was spent waiting for images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -89,7 +89,7 @@ class Record(BaseModel):
 
     @property
     def pictures_per_second(self) -> float:
-        """Training pictures per second, 0 where nothing was trained."""
+        """Training images per second, 0 where nothing was trained."""
         seen = self.steps * int(self.trial.settings.get("batch_size", 0))
         return seen / self.seconds.train if self.seconds.train else 0.0
 

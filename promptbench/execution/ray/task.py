@@ -46,7 +46,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A dataset that every installation has, so that its pictures stay where they are."""
+    """A dataset that every installation has, so that its images are not sent."""
 
     name: str
     template: str
@@ -59,7 +59,7 @@ class Shipped:
         if self.draws is not None:
             dataset = with_draws(dataset, self.draws)
         if dataset.fingerprint != self.fingerprint:
-            raise UserError(f"its {self.name} or the draws of it are others; install the same everywhere.")
+            raise UserError(f"its dataset {self.name} or its draws differ; install the same on every node.")
         return dataset
 
 
@@ -103,7 +103,7 @@ def run_trial_here(
             raise UserError("it has another version of promptbench; install the same on every node.")
         worker = _prepare(setup[0])
         if weights_identity(trial.backbone, trial.pretrained) != trial.weights:
-            raise UserError(f"its weights {trial.pretrained} are others; put the same on every node.")
+            raise UserError(f"its weights {trial.pretrained} differ; install the same file on every node.")
     except UserError as error:
         return NodeError(f"Node {platform.node()} ({ray.util.get_node_ip_address()}): {error}")
     messenger, out = worker.reporter, worker.job.out
@@ -135,7 +135,7 @@ def _prepare(reference: Any) -> Worker:
         for name, one in setup.datasets.items():
             datasets[name] = dataset = one.load() if isinstance(one, Shipped) else one
             if dataset.root is not None and not dataset.root.is_dir():
-                raise UserError(f"it has no {dataset.root}; the data must be at the same place everywhere.")
+                raise UserError(f"it has no {dataset.root}; the data must be at the same path on every node.")
         out = default_folder() / "ray" / code_hash()[:16]
         require_writable(out)
         job = replace(
