@@ -18,7 +18,7 @@ from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
-from promptbench.training.loop import Progress
+from promptbench.training.checkpoint import Progress
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import BENCHMARKS, Trial
 from tests.kill_driver import content

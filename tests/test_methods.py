@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from promptbench.clip import weights
+from promptbench.clip.arithmetic import Arithmetic
 from promptbench.clip.features import chunks
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import dataset as data
@@ -28,8 +29,9 @@ from promptbench.methods._base import (
     resolve_settings,
     trainable_parameters,
 )
+from promptbench.training.checkpoint import Progress
 from promptbench.training.evaluate import evaluate
-from promptbench.training.loop import Progress, autocast, create, fit
+from promptbench.training.loop import Training, create, fit
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import BENCHMARKS, Evaluation
 
@@ -112,7 +114,7 @@ def test_loss_falls_and_the_backbone_stays(name: str, clip: FrozenCLIP, colours:
     method.before_training(shots_of(batch, classes))
     start = {key: value.clone() for key, value in method.state_dict().items()}
     first = method.eval().loss(batch, classes).item()
-    fit(method, colours, items, classes, seed=1)
+    fit(method, Training(colours, items, classes, seed=1))
     assert method.eval().loss(batch, classes).item() < first
     assert any(not torch.equal(start[key], value) for key, value in method.state_dict().items())
     for key, value in clip.model.state_dict().items():
@@ -159,7 +161,10 @@ def test_a_run_cut_off_goes_on_bit_for_bit(
         while True:
             method = make(name, clip, classes, gpa_mean=2.0, gpa_std=1.0)
             with suppress(KeyboardInterrupt):
-                fit(method, colours, items, classes, 1, folder, report=stop, validation=held_out)
+                fit(
+                    method,
+                    Training(colours, items, classes, 1, folder=folder, report=stop, validation=held_out),
+                )
                 return method.state_dict()
 
     straight, resumed = run(None, []), run(tmp_path, [1, 2])
@@ -172,7 +177,7 @@ def test_classes_that_were_not_trained_on(name: str, clip: FrozenCLIP, colours: 
     """Zero-shot, as the method's note says; a label space in another order finds its own parameters."""
     classes, items = colours.classes("base"), colours.few_shot(4, 1, "base")
     method = make(name, clip, classes)
-    fit(method, colours, items, classes, seed=1, validation=colours.draw(4, 1, "base")[1])
+    fit(method, Training(colours, items, classes, seed=1, validation=colours.draw(4, 1, "base")[1]))
     method.eval()
     batch = make_batch(clip, 3)
     zero_shot = make("zeroshot", clip, classes)
@@ -198,7 +203,7 @@ def test_same_seed_same_start(name: str, clip: FrozenCLIP, classes: Classes) -> 
 def test_autocast_trains_in_fp32_parameters(name: str, clip: FrozenCLIP, classes: Classes) -> None:
     method, batch = make(name, clip, classes), make_batch(clip, len(classes))
     exact = method.loss(batch, classes)
-    with autocast(clip.device, "bf16"):
+    with Arithmetic(clip.device, "bf16").autocast():
         rough = method.loss(batch, classes)
     rough.backward()
     assert abs(rough.item() - exact.item()) < 0.05 * abs(exact.item()) + 0.05
@@ -304,7 +309,7 @@ def test_two_steps_on_the_real_architecture(name: str, vit_b16: FrozenCLIP, make
     classes = dataset.classes()
     method = create(get_method(name), vit_b16, settings, classes, seed=1)
     assert trainable_parameters(method) == PAPER.get(name, trainable_parameters(method))
-    progress = fit(method, dataset, dataset.few_shot(2, 1, "all"), classes, seed=1)
+    progress = fit(method, Training(dataset, dataset.few_shot(2, 1, "all"), classes, seed=1))
     assert progress.steps == (2 if name in TRAINED else 0)
     assert evaluate(method, dataset, Evaluation(dataset="two", classes="all")).counts.total == 2
 

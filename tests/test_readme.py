@@ -16,7 +16,7 @@ from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.methods._base import Method, methods, trainable_parameters
 from promptbench.reporting.tables import AVERAGE, spread
-from promptbench.training.loop import create, fit
+from promptbench.training.loop import Training, create, fit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -119,7 +119,7 @@ def test_example_method_trains(clip: FrozenCLIP, colours: data.Dataset) -> None:
     assert (
         trainable_parameters(method) == kind.parameter_count(method.settings, clip.shape, len(classes)) == 512
     )
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), classes, seed=1))
     assert progress.history[-1]["loss"] < progress.history[0]["loss"]
 
 

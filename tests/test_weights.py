@@ -209,7 +209,7 @@ def test_advice_names_weights_that_fit() -> None:
 
 @pytest.mark.parametrize("name", ["ViT-H-14", "ViT-H-14-quickgelu", "ViT-H-14-378-quickgelu"])
 def test_weights_of_squashed_pictures(name: str) -> None:
-    with pytest.raises(UserError, match=r"'dfn5b' of .* trained on pictures resized by 'squash'"):
+    with pytest.raises(UserError, match=r"'dfn5b' of .* trained on images resized by 'squash'"):
         weights.weights_file(name, "dfn5b")
 
 

@@ -23,15 +23,18 @@ from PIL import Image
 from torch import Tensor
 
 from promptbench import console
+from promptbench.clip.arithmetic import DTYPES, autocast
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.precision import Precision
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
-from promptbench.training.loop import DTYPES, autocast, create, make_optimizer
-from promptbench.trials.trial import Precision
+from promptbench.training.loop import create
+from promptbench.training.steps import make_optimizer
 
 SHOTS = 16
 
@@ -156,6 +159,7 @@ class Step:
         recipe.method.check(settings, clip.shape)
         self.name, self.clip, self.classes, self.size = recipe.name, clip, classes, batch
         self.precision: Precision = precision
+        self.fast, self.reference = clip, ReferenceCLIP(clip)
         self.method: Method = create(recipe.method, clip, settings, classes, seed=1)
         device, e = clip.device, clip.shape.embed_dim
         side = clip.preprocess["size"]
@@ -192,11 +196,11 @@ class Step:
 
     def run_reference(self) -> Tensor:
         """The same step the official way."""
-        self.clip.reference = True
+        self.clip = self.method.clip = self.reference
         try:
             return self.run(None)
         finally:
-            self.clip.reference = False
+            self.clip = self.method.clip = self.fast
 
     def cost(self, rate: float, decoding: float, reference: bool, repeats: int) -> Cost:
         """Fast and reference steps in turn, then the parts."""

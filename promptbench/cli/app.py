@@ -244,17 +244,17 @@ def profile(
     from dataclasses import asdict
 
     from promptbench.checks.profile import csv_line, profile, render, sentence
+    from promptbench.clip.arithmetic import resolve_precision, suitable_threads
     from promptbench.clip.frozen_clip import FrozenCLIP
     from promptbench.data.cards import POCKET
     from promptbench.methods._base import get_recipe
-    from promptbench.training import environment
-    from promptbench.training.loop import resolve_precision
+    from promptbench.training.device import default_device
 
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
     _one_of("--format", format_, ("table", "csv", "json"))
     counts = _numbers("--classes", classes, least=1)
     recipes = [get_recipe(name) for name in methods or ("coop", "ivlp", "maple", "promptsrc", "mmlop")]
-    where = environment.default_device(device)
+    where = default_device(device)
     if pretrained is None and backbone != POCKET:
         clip = FrozenCLIP.untrained(backbone, where)
     else:
@@ -262,7 +262,7 @@ def profile(
     if compiled:
         clip.compile()
     rows = []
-    with environment.suitable_threads(where, clip.shape):
+    with suitable_threads(where, clip.shape):
         if format_ == "csv":
             say(csv_line(None))
         exact = resolve_precision(where, precision)

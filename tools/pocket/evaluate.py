@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
 from promptbench.clip import weights
+from promptbench.clip.arithmetic import Arithmetic, suitable_threads
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
@@ -36,7 +37,7 @@ from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.methods._base import get_method
 from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
-from promptbench.training.environment import default_device, suitable_threads
+from promptbench.training.device import default_device
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import create
 from promptbench.trials.record import Counts
@@ -124,7 +125,12 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, half: Half = "all") -> Counts:
     """Zero-shot answers on the test pictures of a half, among its own classes."""
     kind = get_method("zeroshot")
     method = create(kind, clip, kind.Settings(), dataset.classes(half), seed=0)
-    return evaluate(method, dataset, Evaluation(dataset=dataset.name, classes=half)).counts
+    return evaluate(
+        method,
+        dataset,
+        Evaluation(dataset=dataset.name, classes=half),
+        arithmetic=Arithmetic(method.clip.device),
+    ).counts
 
 
 def by_style(clip: FrozenCLIP, dataset: Dataset) -> dict[str, Counts]:

@@ -11,7 +11,8 @@ from promptbench.checks.parity.case import CONSTANT, Case
 from promptbench.clip.tokens import prompt_rows
 from promptbench.methods._base import Method, Settings
 from promptbench.methods._templates import GENERIC_60
-from promptbench.training.loop import Steps, aggregation_weights
+from promptbench.training.schedule import aggregation_weights
+from promptbench.training.steps import Steps
 
 SGD = {"optimizer": "sgd", "lr": 0.0025, "momentum": 0.9, "weight_decay": 5e-4}
 #: PromptSRC's terms by the beginnings of their arrays' names; these are weighted

@@ -12,7 +12,7 @@ from promptbench.clip.tokens import template_rows
 from promptbench.data.views import epoch_order
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Shots
-from promptbench.training.loop import Steps
+from promptbench.training.steps import Steps
 
 CLOSE = 1e-3  # a gap between the two largest logits within which rounding may decide
 

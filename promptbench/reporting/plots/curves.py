@@ -16,7 +16,7 @@ from promptbench.reporting.plots.base import (
     need,
     panels,
 )
-from promptbench.trials.record import METRICS
+from promptbench.training.files import METRICS
 
 COLUMNS = {"loss": "training loss", "val_accuracy": "validation (%)"}
 
