@@ -10,19 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from promptbench.analysis import pairwise
-from promptbench.analysis.compare import (
-    AVERAGE,
-    frame,
-    harmonic_mean,
-    load_frame,
-    measured,
-    render,
-    summarise,
-)
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.comparison import load_frame
+from promptbench.analysis.statistics import all_pairs, harmonic_mean
+from promptbench.analysis.summary import frame, measured, summarise
+from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
-from promptbench.reporting.tables import Format, escape
+from promptbench.reporting import pairs as pairwise
+from promptbench.reporting.tables import Format, escape, render
 from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
 from promptbench.trials.trial import Evaluation, Trial
 

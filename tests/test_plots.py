@@ -9,12 +9,13 @@ import pytest
 from matplotlib.text import Text
 
 from promptbench.analysis import published
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.costs import step_gflop
-from promptbench.analysis.material import Material
+from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
 from promptbench.reporting.plots import FIGURES, Drawing, draw, pareto
 from promptbench.reporting.plots.tradeoff import with_front
-from promptbench.reporting.tables import AVERAGE, clear_best, render
+from promptbench.reporting.tables import clear_best, render
 from promptbench.trials.record import Record
 from tests.test_compare import RECORDS, make, published_record
 

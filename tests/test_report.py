@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from promptbench.analysis import confusions as mistakes
-from promptbench.analysis.compare import measured
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.statistics import all_pairs
+from promptbench.analysis.summary import measured
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.reporting import sentences as wording

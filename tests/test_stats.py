@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from promptbench.analysis import pairwise, stats
-from promptbench.analysis.compare import frame, measured
-from promptbench.analysis.stats import Runs
+from promptbench.analysis import statistics as stats
+from promptbench.analysis.statistics import Runs
+from promptbench.analysis.summary import frame, measured
+from promptbench.reporting import pairs as pairwise
 from tests.test_compare import RECORDS, make
 
 

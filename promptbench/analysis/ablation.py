@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from promptbench.analysis import published
-from promptbench.analysis.pairwise import difference_text
-from promptbench.analysis.stats import Runs, paired
+from promptbench.analysis.statistics import Runs, paired
+from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
 from promptbench.methods._base import Recipe, Step, get_recipe, recipes
-from promptbench.reporting.tables import TITLES
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial, get_benchmark
 
@@ -43,7 +42,7 @@ class Measured:
         return self._runs(datasets, seeds).headline[metric]
 
     def against(self, other: "Measured", metric: str) -> tuple[float, float, float] | None:
-        """This minus ``other`` with its 95 % interval (`stats.paired`), on the datasets that both have and
+        """This minus ``other`` with its 95 % interval (`statistics.paired`), on the datasets that both have and
         the seeds that both have of each of these."""
         both = self.cells.keys() & other.cells.keys()
         datasets = sorted({dataset for dataset, _ in both})
@@ -115,8 +114,8 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
             "step": one.step.step,
             "recipe": one.recipe.name,
             "parameters": "-" if one.parameters is None else f"{one.parameters:,}",
-            **{TITLES[m]: _number(one.mean(m)) for m in metrics},
-            **{f"{TITLES[m]}, published": _number(known.get(m)) for m in shown},
+            **{METRICS[m].short: _number(one.mean(m)) for m in metrics},
+            **{f"{METRICS[m].short}, published": _number(known.get(m)) for m in shown},
         }
         for one, known in zip(steps, theirs, strict=True)
     ]
@@ -126,9 +125,11 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
         both = [m for m in metrics if m in theirs[i] and m in theirs[i - 1]]
         away = {m: theirs[i][m] - theirs[i - 1][m] for m in both}
         row = {"step": steps[i].step.step, "after": steps[i - 1].step.step}
-        row |= {f"{TITLES[m]} [95 %]": difference_text(*one) if (one := ours[m]) else "-" for m in metrics}
+        row |= {
+            f"{METRICS[m].short} [95 %]": difference_text(*one) if (one := ours[m]) else "-" for m in metrics
+        }
         if shown:
-            row["published"] = ", ".join(f"{TITLES[m]} {away[m]:+.2f}" for m in both) or "-"
+            row["published"] = ", ".join(f"{METRICS[m].short} {away[m]:+.2f}" for m in both) or "-"
             row["direction"] = ", ".join(direction(ours[m], away[m]) for m in both) or "-"
         differences.append(row)
     return Table(values, differences, _notes(steps, trial, bool(shown)))

@@ -10,7 +10,7 @@ from promptbench.errors import UserError
 from promptbench.trials.record import Record, read_record
 
 if TYPE_CHECKING:
-    from promptbench.analysis.material import Material
+    from promptbench.analysis.comparison import Material
 
 
 def _short(n: float) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from promptbench.analysis.compare import AVERAGE, frame, summarise
+from promptbench.analysis.summary import frame, summarise
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, plural
 from promptbench.data import cards
 from promptbench.errors import UserError
 from promptbench.trials.record import Counts, Record
@@ -80,7 +81,7 @@ def lookup(
 
 
 def rows(benchmark: str, backbone: str) -> pd.DataFrame:
-    """Published numbers in the columns of `compare.summarise`, and where they stand (source).
+    """Published numbers in the columns of `summary.summarise`, and where they stand (source).
 
     Of the methods here, under their names here, with the parameters of their formula (NaN where these grow
     with the classes); and of others whose number of parameters was published. Seeds are 0, nothing was
@@ -166,7 +167,7 @@ def verify(records: Sequence[Record], benchmark: str, backbone: str) -> pd.DataF
     OpenAI's, datasets other than the published ones, averages that lack a dataset. A dataset of the user's
     own that has the name of a published one is known by its number of test pictures and by nothing else,
     since a record does not name its card.
-    Raises UserError as `compare.frame`.
+    Raises UserError as `summary.frame`.
     """
     source, averaged = datasets(benchmark)
     left: Counter[str] = Counter()
@@ -182,7 +183,7 @@ def verify(records: Sequence[Record], benchmark: str, backbone: str) -> pd.DataF
             # Weights from a tag and from a file are compared apart; so are transfers to other targets.
             key = (record.trial.weights, record.trial.data if source else "")
             groups.setdefault(key, []).append(record.model_copy(update={"evaluations": kept}))
-    notes = [f"{text} ({n} result{'s' if n > 1 else ''})" for text, n in sorted(left.items())]
+    notes = [f"{text} ({n} {plural('result', n)})" for text, n in sorted(left.items())]
     if any(weights != WEIGHTS for weights, _ in groups):
         notes.append("weights from a file: assumed OpenAI's")
     rows: list[dict[str, Any]] = []
@@ -236,7 +237,7 @@ def _without_average(summary: pd.DataFrame, averaged: Sequence[str]) -> list[str
 def _cells(
     summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The rows of `verify` for one summary (see `compare.summarise`)."""
+    """The rows of `verify` for one summary (see `summary.summarise`)."""
     from promptbench.methods._base import get_method
 
     found = []
@@ -246,7 +247,7 @@ def _cells(
             continue  # settings of the user's own were never published
         if row["dataset"] == AVERAGE and not _complete(summary, row, averaged):
             continue
-        for metric in ("base", "novel", "hm", "all"):
+        for metric in METRICS:
             ours = row.get(metric)
             if ours is None or pd.isna(ours):
                 continue

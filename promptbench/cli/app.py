@@ -314,11 +314,11 @@ def compare(
     out: Out = Path("results"),
 ) -> None:
     """Table, statistics and figures of all records in the results folder. Nothing is trained."""
-    from promptbench.analysis import pairwise
-    from promptbench.analysis.compare import measured
-    from promptbench.analysis.material import load_material
-    from promptbench.analysis.stats import all_pairs
+    from promptbench.analysis.comparison import load_material
+    from promptbench.analysis.statistics import all_pairs
+    from promptbench.analysis.summary import measured
     from promptbench.errors import unknown
+    from promptbench.reporting import pairs as pairwise
     from promptbench.reporting.tables import caption, render
     from promptbench.trials.trial import get_benchmark
 
@@ -564,7 +564,7 @@ def verify(
 
     With a data root, zero-shot CLIP runs first where it has not yet and the datasets are there.
     """
-    from promptbench.analysis.compare import load_records
+    from promptbench.analysis.comparison import load_records
     from promptbench.analysis.published import BACKBONES, WEIGHTS
     from promptbench.analysis.published import verify as compare_with
     from promptbench.data.dataset import data_root as resolve
@@ -783,7 +783,8 @@ def _print_tables(outcome: "Outcome") -> None:
     """The table of each benchmark that was run. Raises UserError if a trial failed."""
     if not (outcome.records or outcome.failures):  # nothing was run
         return
-    from promptbench.analysis.compare import frame, render, summarise
+    from promptbench.analysis.summary import frame, summarise
+    from promptbench.reporting.tables import render
 
     for benchmark in dict.fromkeys(record.trial.benchmark for record in outcome.records):
         mine = [record for record in outcome.records if record.trial.benchmark == benchmark]

@@ -1,6 +1,6 @@
 """A comparison in words: who is highest, from whom the seeds do not tell it apart, who beats zero-shot.
 
-What stands apart is what `stats.all_pairs` tells apart over seeds, as in `promptbench compare`.
+What stands apart is what `statistics.all_pairs` tells apart over seeds, as in `promptbench compare`.
 """
 
 from collections import Counter
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import ALPHA, MOST
-from promptbench.reporting.tables import few, spread
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.statistics import ALPHA, MOST
+from promptbench.analysis.vocabulary import BY_WEIGHT, METRICS, ZEROSHOT, few, ranges
+from promptbench.reporting.tables import spread
 
-ZEROSHOT = "zeroshot"
-HEADINGS = {"hm": "HM", "base": "Base classes", "novel": "Novel classes", "all": "Accuracy"}
 Relation = dict[str, list[str]]  # "higher", "same", "lower", "untested" -> methods
 
 
@@ -40,12 +39,12 @@ class Verdict:
 
 
 def verdicts(material: Material, pairs: pd.DataFrame) -> list[Verdict]:
-    """Every metric at every number of shots, HM or accuracy first, by ``pairs`` (`stats.all_pairs`)."""
+    """Every metric at every number of shots, HM or accuracy first, by ``pairs`` (`statistics.all_pairs`)."""
     rows = material.overall
     return [
         _verdict(pairs, rows[rows["shots"].isin([0, shots])], metric, shots)
         for shots in sorted(set(rows["shots"]) - {0}) or [0]
-        for metric in ("hm", "base", "novel", "all")
+        for metric in BY_WEIGHT
         if metric in rows and rows[rows["shots"].isin([0, shots])][metric].notna().any()
     ]
 
@@ -86,17 +85,6 @@ def _relate(pairs: pd.DataFrame, to: str, methods: Iterable[str]) -> Relation:
     return found
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """[1, 2, 3, 5] -> "1-3, 5"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
 def sentence(verdict: Verdict) -> str:
     """The verdict for people, without its metric."""
     values, others = verdict.values, verdict.others
@@ -122,7 +110,7 @@ def sentence(verdict: Verdict) -> str:
 def title(verdict: Verdict, several_shots: bool) -> str:
     """What the verdict is about."""
     shots = f", {verdict.shots} shot{'s' if verdict.shots > 1 else ''}" if several_shots else ""
-    return HEADINGS[verdict.metric] + shots
+    return METRICS[verdict.metric].heading + shots
 
 
 def lead(material: Material) -> str:

@@ -1,4 +1,4 @@
-"""Tables of a summary (`promptbench.analysis.compare.summarise`) for terminals, papers and programs."""
+"""Tables of a summary (`promptbench.analysis.summary.summarise`) for terminals, papers and programs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -6,23 +6,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from promptbench import console
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, metrics_of, span
 
-AVERAGE = "average"
-SPACES = ("base", "novel", "all")
 Format = Literal["table", "md", "csv", "latex", "json"]
-TITLES = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
-
-
-def metrics(summary: pd.DataFrame) -> list[str]:
-    """The metrics a summary has, in the order of the columns."""
-    return [key for key in TITLES if key in summary]
-
-
-def few(names: Sequence[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more there are (never a single one)."""
-    most = most if len(names) > most + 1 else len(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def is_published(summary: pd.DataFrame) -> "pd.Series[bool]":
@@ -55,8 +41,8 @@ def _text(summary: pd.DataFrame, intervals: bool) -> pd.DataFrame:
     shown["method"] = shown["method"].where(~published, shown["method"] + " (published)")
     if summary.loc[summary["shots"] > 0, "shots"].nunique() > 1:
         shown["shots"] = [str(int(n)) if n else "-" for n in summary["shots"]]
-    for key in metrics(summary):
-        shown[TITLES[key]] = [_number(row, key, intervals) for row in summary.to_dict("records")]
+    for key in metrics_of(summary):
+        shown[METRICS[key].short] = [_number(row, key, intervals) for row in summary.to_dict("records")]
     shown["parameters"] = ["-" if pd.isna(n) else f"{int(n):,}" for n in summary["parameters"]]
     shown["seeds"] = [str(int(n)) if n > 0 else "-" for n in summary["seeds"]]
     return shown
@@ -91,8 +77,7 @@ def caption(summary: pd.DataFrame) -> str:
         parts.append(f"{'/'.join(map(str, shots))} shot{'s' if shots != [1] else ''}")
         seeds = sorted(set(trained[trained["seeds"] > 0]["seeds"].astype(int)))
         if seeds:
-            span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-            parts.append(f"{span} seed{'s' if seeds != [1] else ''}")
+            parts.append(span(seeds, "seed"))
     single = rows[rows["dataset"] != AVERAGE]
     n = int(single.groupby("dataset")["pictures"].max().sum()) if len(single) else int(rows["pictures"].max())
     return ", ".join([*parts, f"n = {n:,} test pictures"])
@@ -106,7 +91,7 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
         lines = ["Accuracy in percent: mean [95 % t-interval over seeds]."]
     if datasets is not None and set(datasets) == {AVERAGE}:
         lines = ["Accuracy in percent."]
-    spread = any((average[f"{key}_low"] < average[f"{key}_high"]).any() for key in metrics(summary))
+    spread = any((average[f"{key}_low"] < average[f"{key}_high"]).any() for key in metrics_of(summary))
     if spread and (datasets is None or AVERAGE in datasets):
         lines.append("Averages: [95 % interval, seeds resampled within datasets].")
     if "hm" in summary:
@@ -167,7 +152,7 @@ def render(
         names = [str(name) for name in shown][: 2 if style == "md" else None]
         shown[names] = shown[names].map(escape if style == "latex" else markdown)
     bold = r"\textbf{{{}}}" if style == "latex" else "**{}**"
-    best = {TITLES[key]: clear_best(rows, key) for key in metrics(rows)}
+    best = {METRICS[key].short: clear_best(rows, key) for key in metrics_of(rows)}
     for column, clear in best.items():
         shown[column] = shown[column].where(~clear, shown[column].map(bold.format))
     if any(clear.any() for clear in best.values()):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from promptbench.analysis.material import Material
+from promptbench.analysis.comparison import Material
 from promptbench.errors import UserError
 from promptbench.reporting.plots import Drawing, draw
 

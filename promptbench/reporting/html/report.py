@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import promptbench
-from promptbench.analysis.compare import comparable, is_whole_test, measured, notes, refuse_newer
+from promptbench.analysis.comparison import Material, comparable, is_whole_test, refuse_newer
 from promptbench.analysis.confusions import Album, Mistakes, Who
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.statistics import all_pairs
+from promptbench.analysis.summary import measured
 from promptbench.console import plain
 from promptbench.data.cards import cards
 from promptbench.errors import UserError, unknown
@@ -23,6 +23,7 @@ from promptbench.reporting import sentences as wording
 from promptbench.reporting.html import tables as report_tables
 from promptbench.reporting.html.figures import Figure, figures
 from promptbench.reporting.html.tables import Fold, Table
+from promptbench.reporting.tables import notes
 from promptbench.storage import write_atomic
 from promptbench.trials.record import BriefRecord, Fault, Record, each_record, kept, read_record
 from promptbench.trials.trial import BENCHMARKS, get_benchmark
@@ -77,7 +78,7 @@ def write_report(
     """Write the report of the records under ``out`` to ``file``; by dataset, why pictures are not shown.
 
     ``benchmarks``: only these, else all there are records of. ``find`` gives a dataset by name for its
-    pictures, or raises UserError. Raises UserError where `compare.load_records` and `compare.frame` do,
+    pictures, or raises UserError. Raises UserError where `comparison.load_records` and `summary.frame` do,
     except that records which cannot be read are listed in the report.
     """
     album = Album(find or finder())

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from promptbench.analysis.confusions import Album, Mistakes, Pair, Sums, Where, Who
-from promptbench.reporting.sentences import HEADINGS
-from promptbench.reporting.tables import AVERAGE, TITLES, few, metrics, spread
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, SPACES, few, metrics_of, plural
+from promptbench.reporting.tables import spread
 from promptbench.trials.record import Record
 
-SPACES = {"base": "base classes", "novel": "novel classes", "all": "all classes"}
 MAX_CLASSES = 300  # rows of classes in a table; the weakest where there are more
 MAX_VALUES = 4  # of one setting
 SHADES = 10
@@ -60,7 +59,7 @@ def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
     ``strong``: (method, shots, metric) of the numbers to stress.
     """
     several = _several_shots(rows)
-    keys = metrics(rows)
+    keys = metrics_of(rows)
     made = [
         [
             Cell(row["method"]),
@@ -78,7 +77,7 @@ def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
         ]
         for row in rows.to_dict("records")
     ]
-    columns = ["method", *(["shots"] if several else []), *(TITLES[key] for key in keys)]
+    columns = ["method", *(["shots"] if several else []), *(METRICS[key].short for key in keys)]
     columns += ["parameters", "seeds", "training s", "memory MiB"]
     return Table("Averages", columns, [("", made)])
 
@@ -94,7 +93,7 @@ def by_dataset(summary: pd.DataFrame) -> list[Fold]:
     sources = summary.attrs["sources"]
     names = [f"{name} (source)" if name in sources else name for name in datasets]
     folds = []
-    for key in metrics(summary):
+    for key in metrics_of(summary):
         with_spread = _has_spread(summary, key)
         made = [
             [
@@ -105,7 +104,7 @@ def by_dataset(summary: pd.DataFrame) -> list[Fold]:
             for method, shots in rows
         ]
         columns = ["method", *(["shots"] if several else []), *names]
-        title = f"{HEADINGS[key]} by dataset"
+        title = f"{METRICS[key].heading} by dataset"
         folds.append(Fold(title, tables=[Table(title, columns, [("", made)])]))
     return folds
 
@@ -266,7 +265,7 @@ def environments(records: Sequence[Record]) -> Table:
         found[id(record.environment)] = flat or _flat(record.environment), count + 1
     keys = list(dict.fromkeys(key for flat, _ in found.values() for key in flat))
     rows = [[Cell(key), *(Cell(flat.get(key, "-")) for flat, _ in found.values())] for key in keys]
-    columns = ["what", *(f"{count:,} record{'s' if count > 1 else ''}" for _, count in found.values())]
+    columns = ["what", *(f"{count:,} {plural('record', count)}" for _, count in found.values())]
     return Table("Environment", columns, [("", rows)], words=len(columns))
 
 

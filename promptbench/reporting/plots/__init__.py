@@ -6,14 +6,14 @@
 
 from collections.abc import Callable
 
+from promptbench.reporting.plots._base import Drawing, Material, styled
 from promptbench.reporting.plots.ablation import ablation
-from promptbench.reporting.plots.base import Drawing, Material, styled
 from promptbench.reporting.plots.base_novel import base_novel
+from promptbench.reporting.plots.critical_difference import critical_difference
 from promptbench.reporting.plots.curves import curves
 from promptbench.reporting.plots.fewshot import fewshot
 from promptbench.reporting.plots.heatmap import heatmap
 from promptbench.reporting.plots.prompts import prompts
-from promptbench.reporting.plots.ranks import critical_difference
 from promptbench.reporting.plots.tradeoff import pareto, tradeoff
 
 __all__ = ["FIGURES", "Drawing", "Material", "draw", "pareto"]

@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 
 from promptbench.analysis import published
-from promptbench.reporting.plots.base import (
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.reporting.plots._base import (
     COLOURS,
     HALO,
-    NAMES,
     Drawing,
     Material,
     error_bars,
@@ -53,7 +53,7 @@ def ablation(material: Material) -> Drawing:
         for j, (part, steps, metric) in enumerate(PARTS):
             rows = data[(data["kind"] == kind) & (data["part"] == part)]
             _panel(axes[i][j], rows, [step for step, *_ in steps], COLOURS[i])
-            axes[i][j].set_ylabel("HM (%)" if metric == "hm" else NAMES[metric])
+            axes[i][j].set_ylabel("HM (%)" if metric == "hm" else METRICS[metric].axis)
         axes[i][0].set_title(titles[kind])
     axes[1][1].set_xlabel("Rank")
     return Drawing("ablation", figure, data)

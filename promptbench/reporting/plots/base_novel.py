@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from promptbench.reporting.plots.base import (
-    NAMES,
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.reporting.plots._base import (
     Drawing,
     Material,
     error_bars,
@@ -38,8 +38,8 @@ def base_novel(material: Material) -> Drawing:
             avoid += [(x + sign * s * across[side][0], y) for s in steps] if across else []
             avoid += [(x, y + sign * s * up[side][0]) for s in steps] if up else []
     _levels(axes)
-    axes.set_xlabel(NAMES["base"])
-    axes.set_ylabel(NAMES["novel"])
+    axes.set_xlabel(METRICS["base"].axis)
+    axes.set_ylabel(METRICS["novel"].axis)
     hollow = "; hollow: published" if len(material.published) and len(material.summary) else ""
     bars = "; bars: 95 % intervals" if avoid else ""
     axes.set_title(f"{material.caption}{bars}{hollow}")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from promptbench.console import plain
-from promptbench.reporting.plots.base import (
+from promptbench.reporting.plots._base import (
     COLOURS,
     LINES,
     Drawing,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from promptbench.reporting.plots.base import (
+from promptbench.reporting.plots._base import (
     Drawing,
     Material,
     bottom,

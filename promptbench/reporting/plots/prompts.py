@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from promptbench.reporting.plots.base import Drawing, Material, legend_below, line, need, new_figure
+from promptbench.reporting.plots._base import Drawing, Material, legend_below, line, need, new_figure
 
 TOWERS = ("text", "vision")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from promptbench.analysis.costs import COSTS, step_gflop
-from promptbench.reporting.plots.base import (
-    NAMES,
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.reporting.plots._base import (
     Drawing,
     Material,
     PlainLog,
@@ -53,8 +53,7 @@ def sentence(rows: pd.DataFrame, cost: str, metric: str) -> str:
     front = ", ".join(rows[rows["pareto"]]["method"])
     losers = rows[~rows["pareto"]].groupby("dominated_by", sort=False)["method"]
     each = "; ".join(f"{winner} dominates {', '.join(names)}" for winner, names in losers)
-    of = "HM" if metric == "hm" else "accuracy" if metric == "all" else f"{metric} accuracy"
-    return f"Pareto front of {of} over {COSTS[cost].short}: {front}. {each or 'Nothing is dominated'}."
+    return f"Pareto front of {METRICS[metric].phrase} over {COSTS[cost].short}: {front}. {each or 'Nothing is dominated'}."
 
 
 def tradeoff(material: Material) -> Drawing:
@@ -88,7 +87,7 @@ def tradeoff(material: Material) -> Drawing:
     axes = figure.subplots()
     _draw(axes, material, main, beside)
     axes.set_xlabel(COSTS[cost].label)
-    axes.set_ylabel(NAMES[metric])
+    axes.set_ylabel(METRICS[metric].axis)
     bars = "; bars: 95 % intervals" if any(error_bars(row, metric) for row in main.to_dict("records")) else ""
     axes.set_title(f"{material.caption}{bars}{'; hollow: published' if len(beside) else ''}")
     name = f"tradeoff-{metric}" + ("" if cost == "parameters" else f"-{cost}")

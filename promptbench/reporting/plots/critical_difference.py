@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from promptbench.analysis.compare import measured
-from promptbench.analysis.stats import CD_DATASETS, CD_METHODS, rank
-from promptbench.reporting.plots.base import WIDTH, Drawing, Material, look, need, new_figure
+from promptbench.analysis.statistics import CD_DATASETS, CD_METHODS, rank
+from promptbench.analysis.summary import measured
+from promptbench.analysis.vocabulary import METRICS, p_text
+from promptbench.reporting.plots._base import WIDTH, Drawing, Material, look, need, new_figure
 
 
 def critical_difference(material: Material) -> Drawing:
@@ -58,8 +59,10 @@ def critical_difference(material: Material) -> Drawing:
         y, reach = -(0.14 + 0.11 * i), 0.006 * (right - left)
         ends = [ranks.mean[group[0]] - reach, ranks.mean[group[-1]] + reach]
         axes.plot(ends, [y, y], color="k", linewidth=2.6, solid_capstyle="butt")
-    of = "HM" if metric == "hm" else "accuracy" if metric == "all" else f"{metric} accuracy"
-    p = "p < 0.001" if ranks.p < 0.001 else f"p = {ranks.p:.3f}"
-    axes.set_title(f"Mean ranks by {of}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)")
+    p = p_text(ranks.p)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    axes.set_title(
+        f"Mean ranks by {METRICS[metric].phrase}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)"
+    )
     data = pd.DataFrame({"method": names, "rank": values, "critical_difference": ranks.difference})
     return Drawing(f"critical-difference-{metric}", figure, data)

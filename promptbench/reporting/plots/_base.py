@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from promptbench.reporting.plots.backend import matplotlib  # isort: skip  # before anything else of matplotlib
+from promptbench.reporting.plots._backend import matplotlib  # isort: skip  # before anything else of matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter
 
-from promptbench.analysis.material import Material
+from promptbench.analysis.comparison import Material
 from promptbench.errors import UserError
 from promptbench.storage import write_atomic
 
@@ -48,12 +48,6 @@ DPI = 200
 WIDTH = 6.5  # inches: the text of a page
 TALLEST = 100  # inches of a figure
 REACHES = (5, 9, 14, 20, 28, 38, 50, 64)  # points between a point and its name: nearer is better
-NAMES = {
-    "hm": "Harmonic mean of base and novel accuracy (%)",
-    "all": "Accuracy, all classes (%)",
-    "base": "Base accuracy (%)",
-    "novel": "Novel accuracy (%)",
-}
 
 
 def look(material: Material, method: str) -> dict[str, Any]:

@@ -5,92 +5,17 @@ of the datasets' HMs is given beside it, labelled. A method that lacks a dataset
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from promptbench.analysis.stats import Runs, harmonic_mean, t_half_width
+from promptbench.analysis.statistics import Runs, harmonic_mean, t_half_width
+from promptbench.analysis.vocabulary import AVERAGE, SPACES, few
 from promptbench.console import plain
-from promptbench.errors import UserError, unknown
-from promptbench.reporting.tables import AVERAGE, SPACES, few, notes, render
-from promptbench.trials.record import Fault, Record, read_records
+from promptbench.errors import UserError
+from promptbench.trials.record import Record
 from promptbench.trials.trial import get_benchmark
-
-__all__ = [
-    "AVERAGE",
-    "frame",
-    "harmonic_mean",
-    "load_frame",
-    "load_records",
-    "measured",
-    "notes",
-    "render",
-    "summarise",
-]
-
-
-def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
-    """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
-    return frame(load_records(out, benchmark, backbone))
-
-
-def load_records(
-    out: Path, benchmark: str, backbone: str | None = None, kind: type[Record] = Record
-) -> list[Record]:
-    """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
-    than test; ``kind`` as in `read_record`.
-
-    Raises UserError if there are none, if one cannot be read, or if they mix backbones.
-    """
-    records, broken = read_records(out, kind)
-    refuse_newer(broken)
-    if broken:
-        raise UserError(
-            f"{len(broken)} record(s) cannot be read, the first is {broken[0].path} ({broken[0].why}); "
-            "delete it and run again."
-        )
-    return comparable(records, out, benchmark, backbone)
-
-
-def refuse_newer(faults: Sequence[Fault]) -> None:
-    """Raise UserError if a newer version of the program made some of the records."""
-    if newer := [fault.path for fault in faults if fault.newer]:
-        raise UserError(
-            f"{len(newer)} record(s) were made by a newer version of promptbench, the first is {newer[0]}; "
-            "update promptbench to read them."
-        )
-
-
-def is_whole_test(record: Record) -> bool:
-    """False for smoke runs (--limit) and other splits than test, which no table counts."""
-    return record.trial.split == "test" and record.trial.limit is None
-
-
-def comparable(
-    records: Sequence[Record], out: Path, benchmark: str, backbone: str | None = None
-) -> list[Record]:
-    """Of the ``records`` found under ``out`` those that `load_records` takes. Raises UserError as it does."""
-    found = [r for r in records if is_whole_test(r)]
-    aside = sum(r.trial.benchmark == benchmark for r in records)
-    have = sorted({r.trial.benchmark for r in found})
-    found = [r for r in found if r.trial.benchmark == benchmark]
-    if not found:
-        also = f" (there are records of {', '.join(have)})" if have else ""
-        if aside:
-            are = "record is a smoke run" if aside == 1 else "records are smoke runs"
-            also += f": {aside} {are} (--limit) or of another split"
-        raise UserError(
-            f"No records of {benchmark} under {out}{also}; make some with "
-            f"`promptbench run mmlop --benchmark {benchmark} --out {out}`."
-        )
-    backbones = sorted({r.trial.backbone for r in found})
-    if backbone is None and len(backbones) > 1:
-        raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
-    if backbone is not None and backbone not in backbones:
-        raise unknown("backbone among the records", backbone, backbones)
-    return [r for r in found if backbone in (None, r.trial.backbone)]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:

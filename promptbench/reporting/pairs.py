@@ -1,10 +1,11 @@
-"""Methods in pairs (`promptbench.analysis.stats.all_pairs`): the table, and sentences that sum it up."""
+"""Methods in pairs (`promptbench.analysis.statistics.all_pairs`): the table, and sentences that sum it up."""
 
 import pandas as pd
 
-from promptbench.analysis.stats import ALPHA
+from promptbench.analysis.statistics import ALPHA
+from promptbench.analysis.vocabulary import METRICS, difference_text, few, p_text
 from promptbench.console import fill
-from promptbench.reporting.tables import TITLES, Format, escape, few, markdown, terminal
+from promptbench.reporting.tables import Format, escape, markdown, terminal
 
 FEW = 5
 #: what is asked, and the column of its corrected p-values
@@ -50,7 +51,7 @@ def sentences(pairs: pd.DataFrame) -> list[str]:
             continue
         lines.append(f"  {question}:")
         for (shots, metric), group in tested.groupby(["shots", "metric"], sort=False):
-            name = TITLES[str(metric)] + (f", {shots} shots" if several else "")
+            name = METRICS[str(metric)].short + (f", {shots} shots" if several else "")
             lines.append(f"    {name}: {_winners(group, column)}.")
     return lines
 
@@ -69,24 +70,13 @@ def _winners(group: pd.DataFrame, column: str) -> str:
     return "; ".join(texts[:FEW]) + more
 
 
-def p_text(p: float) -> str:
-    """A p-value to three digits."""
-    return "-" if pd.isna(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def difference_text(difference: float, low: float, high: float) -> str:
-    """ "+1.23 [+0.10, +2.36]"."""
-    text = f"{difference:+.2f}"
-    return text if pd.isna(low) or low == high else f"{text} [{low:+.2f}, {high:+.2f}]"
-
-
 def render(pairs: pd.DataFrame, style: Format, title: str = "") -> str:
     """Every pair in one format."""
     if style == "csv":
         return pairs.to_csv(index=False)
     if style == "json":
         return pairs.to_json(orient="records", indent=1) + "\n"
-    shown = pd.DataFrame({"metric": [TITLES[m] for m in pairs["metric"]]})
+    shown = pd.DataFrame({"metric": [METRICS[m].short for m in pairs["metric"]]})
     if pairs["shots"].nunique() > 1:
         shown["shots"] = pairs["shots"].astype(str)
     shown["method"], shown["other"] = pairs["method"], pairs["other"]
