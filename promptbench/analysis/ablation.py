@@ -42,8 +42,8 @@ class Measured:
         return self._runs(datasets, seeds).headline[metric]
 
     def against(self, other: "Measured", metric: str) -> tuple[float, float, float] | None:
-        """This minus ``other`` with its 95 % interval (`statistics.paired`), on the datasets that both have and
-        the seeds that both have of each of these."""
+        """This minus ``other`` with its 95 % interval (`statistics.paired`), on the datasets that both have
+        and the seeds that both have of each of these."""
         both = self.cells.keys() & other.cells.keys()
         datasets = sorted({dataset for dataset, _ in both})
         seeds = [s for s in sorted({s for _, s in both}) if all((name, s) in both for name in datasets)]

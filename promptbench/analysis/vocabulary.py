@@ -1,4 +1,4 @@
-"""The words of tables, figures and sentences: metrics, label spaces, and how lists and numbers are written."""
+"""The words that tables, figures and sentences share: metrics, label spaces, lists, counts, p-values."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 A seed gives every method the same pictures in the same order, so methods are compared in pairs: the
 difference of the averages over datasets, seed by seed, with a 95 % t-interval and the p-value of the paired
-t-test (`promptbench.analysis.statistics`), Holm-corrected over all pairs shown. Zero-shot has no seed: its one
-result stands in every pair.
+t-test (`promptbench.analysis.statistics`), Holm-corrected over all pairs shown. Zero-shot has no seed: its
+one result stands in every pair.
 
     python -m tools.pocket.orderings                                  # print
     python -m tools.pocket.orderings --write docs/pocket/orderings.md

@@ -61,8 +61,7 @@ def critical_difference(material: Material) -> Drawing:
         axes.plot(ends, [y, y], color="k", linewidth=2.6, solid_capstyle="butt")
     p = p_text(ranks.p)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    axes.set_title(
-        f"Mean ranks by {METRICS[metric].phrase}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)"
-    )
+    of = f"{METRICS[metric].phrase}, {datasets} datasets"
+    axes.set_title(f"Mean ranks by {of} (Friedman {p}; joined: not told apart at 5 %)")
     data = pd.DataFrame({"method": names, "rank": values, "critical_difference": ranks.difference})
     return Drawing(f"critical-difference-{metric}", figure, data)

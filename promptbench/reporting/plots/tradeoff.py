@@ -53,7 +53,8 @@ def sentence(rows: pd.DataFrame, cost: str, metric: str) -> str:
     front = ", ".join(rows[rows["pareto"]]["method"])
     losers = rows[~rows["pareto"]].groupby("dominated_by", sort=False)["method"]
     each = "; ".join(f"{winner} dominates {', '.join(names)}" for winner, names in losers)
-    return f"Pareto front of {METRICS[metric].phrase} over {COSTS[cost].short}: {front}. {each or 'Nothing is dominated'}."
+    of = f"{METRICS[metric].phrase} over {COSTS[cost].short}"
+    return f"Pareto front of {of}: {front}. {each or 'Nothing is dominated'}."
 
 
 def tradeoff(material: Material) -> Drawing:
