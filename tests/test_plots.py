@@ -12,6 +12,7 @@ from promptbench.analysis import published
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.costs import step_gflop
 from promptbench.analysis.vocabulary import AVERAGE
+from promptbench.checks.training_step import record_gflop
 from promptbench.errors import UserError
 from promptbench.reporting.plots import FIGURES, Drawing, draw, pareto
 from promptbench.reporting.plots.tradeoff import with_front
@@ -103,7 +104,12 @@ def test_arithmetic_of_a_step_is_that_of_its_configuration() -> None:
         record = make("coop", "a", 1, 1, 1, settings=values)
         names = {f"dog {i}": (1, 2) for i in range(classes)}
         counts = [record.evaluations[0].model_copy(update={"per_class": names})]
-        given = material([record.model_copy(update={"evaluations": counts})], cost="gflop", metric="base")
+        given = material(
+            [record.model_copy(update={"evaluations": counts})],
+            cost="gflop",
+            metric="base",
+            count_gflop=record_gflop,
+        )
         found = step_gflop(given, "coop", 16)
         if found:
             assert draw("tradeoff", given).data["gflop"].tolist() == [found]

@@ -1,6 +1,6 @@
 """What tables and figures are made of: the records of one benchmark and backbone, and published numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,8 @@ def comparable(
 class Material:
     """``records`` (none if only published numbers are asked for), the folder ``out`` they lie in, and what is
     to be shown: ``metric`` (hm, base, novel, all), ``cost`` (a column of the summary, or gflop) and
-    ``source``. Properties raise UserError as `summary.frame` and `published.rows`."""
+    ``source``. ``count_gflop`` gives the GFLOP of a record's training step (`checks.training_step`), for that
+    cost only. Properties raise UserError as `summary.frame` and `published.rows`."""
 
     records: Sequence[Record]
     out: Path
@@ -93,6 +94,7 @@ class Material:
     metric: str = "hm"
     cost: str = "parameters"
     source: Source = "measured"
+    count_gflop: Callable[[Record], float] | None = None
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -191,6 +193,7 @@ def load_material(
     metric: str = "hm",
     cost: str = "parameters",
     source: Source = "measured",
+    count_gflop: Callable[[Record], float] | None = None,
 ) -> Material:
     """The material of the records under ``out``; of published numbers alone no record is read.
 
@@ -198,6 +201,6 @@ def load_material(
     """
     if source == "published":
         usual = PRESETS["paper"]["backbone"]
-        return Material([], out, benchmark, backbone or usual, metric, cost, source)
+        return Material([], out, benchmark, backbone or usual, metric, cost, source, count_gflop)
     records = load_records(out, benchmark, backbone, BriefRecord)
-    return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source)
+    return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source, count_gflop)

@@ -329,6 +329,11 @@ def compare(
     _one_of("--x", x, tuple(costs))
     for name in plot or ():
         _one_of("--plot", name, FIGURES)
+    count = None
+    if x == "gflop":
+        from promptbench.checks.training_step import record_gflop
+
+        count = record_gflop
     material = load_material(
         out,
         get_benchmark(benchmark).name,
@@ -336,6 +341,7 @@ def compare(
         metric,
         costs[x],
         "both" if published else source,  # type: ignore[arg-type]  # checked above
+        count,
     )
     shown = material.shown
     for name in dataset or ():
