@@ -17,6 +17,7 @@ from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
 from promptbench.reporting import pairs as pairwise
 from promptbench.reporting.tables import Format, escape, render
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
 from promptbench.trials.trial import Evaluation, Trial
 
@@ -457,9 +458,10 @@ def test_verify_of_other_datasets_and_of_files() -> None:
 
 def test_verify_of_transfers() -> None:
     """Records of other targets are no obstacle; the average needs the four variants."""
-    from promptbench.data.cards import cards, transfer
+    from promptbench.data.cards import cards
 
-    source, targets = transfer("standard", "domain")
+    source, targets = get_benchmark("domain").datasets("standard")
+    assert source is not None
     records = []
     for seed, names in ((1, targets), (2, targets[:3])):
         one = make("maple", source, seed, 0, 0, benchmark="domain", data=str(len(names)), weights="openai")

@@ -21,10 +21,11 @@ from promptbench.reporting.tables import render
 from promptbench.storage import hash_value
 from promptbench.training import environment
 from promptbench.training.loop import CHECKPOINT, Progress
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.predictions import read_predictions
 from promptbench.trials.record import FILES, BriefRecord, Fault, Record, examine, read_records
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 from tests.kill_driver import content
 from tests.test_compare import RECORDS, make, write
 

@@ -13,8 +13,9 @@ from promptbench.analysis.statistics import Runs, paired
 from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
 from promptbench.methods._base import Recipe, Step, get_recipe, recipes
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.record import Record
-from promptbench.trials.trial import Trial, get_benchmark
+from promptbench.trials.trial import Trial
 
 Rows = list[dict[str, str]]
 
@@ -105,8 +106,7 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
 
 def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
     """The tables of one group; ``trial`` is any of its trials: what was measured on what."""
-    spaces = {evaluation.classes for evaluation in trial.evaluations}
-    metrics = ["base", "novel", "hm"] if spaces == {"base", "novel"} else ["all"]
+    metrics = get_benchmark(trial.benchmark).metrics
     theirs = [_published(one.step, trial) for one in steps]
     shown = [metric for metric in metrics if any(metric in values for values in theirs)]
     values: Rows = [
@@ -151,12 +151,13 @@ def _counts_for(trial: Trial, dataset: str) -> bool:
 
 
 def _rows(step: Step, trial: Trial) -> list[dict[str, Any]]:
-    """The published rows of a step, none for another benchmark or other shots."""
-    if not step.published or trial.benchmark != "base2novel":
+    """The published rows of a step, none for a benchmark without published ablations or for other shots."""
+    entry = get_benchmark(trial.benchmark).published
+    if not step.published or entry is None or not entry.ablations:
         return []
     table = published.table()
     mine = table[
-        (table["benchmark"] == "ablation")
+        (table["benchmark"] == entry.ablations)
         & (table["method"] == step.published["method"])
         & (table["setting"] == step.published["setting"])
         & table["setting"].str.match(rf"{trial.shots}-shot\b")

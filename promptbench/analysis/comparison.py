@@ -12,13 +12,14 @@ from promptbench.analysis import published
 from promptbench.analysis.summary import frame, summarise
 from promptbench.analysis.vocabulary import AVERAGE, METRICS, headline_metric, span
 from promptbench.errors import UserError, unknown
+from promptbench.trials.benchmarks import DEFAULT
 from promptbench.trials.record import BriefRecord, Fault, Record, read_records
 from promptbench.trials.trial import PRESETS
 
 Source = Literal["measured", "published", "both"]
 
 
-def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
+def load_frame(out: Path, benchmark: str = DEFAULT, backbone: str | None = None) -> pd.DataFrame:
     """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
     return frame(load_records(out, benchmark, backbone))
 
@@ -89,7 +90,7 @@ class Material:
 
     records: Sequence[Record]
     out: Path
-    benchmark: str = "base2novel"
+    benchmark: str = DEFAULT
     backbone: str = PRESETS["paper"]["backbone"]
     metric: str = "hm"
     cost: str = "parameters"
@@ -188,7 +189,7 @@ class Material:
 
 def load_material(
     out: Path,
-    benchmark: str = "base2novel",
+    benchmark: str = DEFAULT,
     backbone: str | None = None,
     metric: str = "hm",
     cost: str = "parameters",

@@ -17,6 +17,7 @@ from promptbench.analysis.summary import frame, summarise
 from promptbench.analysis.vocabulary import AVERAGE, METRICS, plural
 from promptbench.data import cards
 from promptbench.errors import UserError
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.record import Counts, Record
 
 if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
@@ -29,12 +30,6 @@ BACKBONES = {
 }
 WEIGHTS = "openai"
 _SUITE = "standard"
-_AVERAGES = {
-    "base2novel": "average11",
-    "fewshot": "average11",
-    "crossdataset": "average10",
-    "domain": "average_ood4",
-}
 _NOT_THE_PAPERS = "re-run|unlabeled|CoOp paper|ensemble|supplement"
 _ZERO_SHOT = 0.3
 _BANDS = {"base": 1.0, "novel": 1.0, "hm": 1.0, "all": 1.0}
@@ -50,17 +45,20 @@ def table() -> pd.DataFrame:
 
 @cache
 def _comparable(benchmark: str, backbone: str) -> pd.DataFrame:
-    """The rows of a benchmark and backbone that are the papers' own setting, with their number of shots."""
-    rows = table()
+    """The rows of a benchmark and backbone that are the papers' own setting, with their number of shots;
+    the average has the name it has here."""
+    entry, rows = get_benchmark(benchmark).published, table()
+    if entry is None:
+        return rows.iloc[:0].assign(shots=None)
     rows = rows[
         (rows["benchmark"] == benchmark)
         & (rows["backbone"] == BACKBONES.get(backbone))
         & ~rows["setting"].str.contains(_NOT_THE_PAPERS)
     ]
-    transfer = benchmark in ("crossdataset", "domain")
-    shots = rows["setting"].str.extract(r"^ImageNet (16)-shot source" if transfer else r"^(\d+)-shot\b")[0]
+    shots = rows["setting"].str.extract(entry.setting)[0]
     zero = rows["setting"].str.startswith("zero-shot")
-    return rows.assign(shots=shots.mask(zero, "0").astype(float)).dropna(subset=["shots"])
+    names = rows["dataset"].mask(rows["dataset"] == entry.average, AVERAGE)
+    return rows.assign(dataset=names, shots=shots.mask(zero, "0").astype(float)).dropna(subset=["shots"])
 
 
 def lookup(
@@ -73,7 +71,7 @@ def lookup(
     rows = _comparable(benchmark, backbone)
     rows = rows[
         (rows["method"] == kind.published_name)
-        & (rows["dataset"] == (_AVERAGES[benchmark] if dataset == AVERAGE else dataset))
+        & (rows["dataset"] == dataset)
         & (rows["metric"] == ("accuracy" if metric == "all" else metric))
         & (rows["shots"] == (shots if kind.uses_shots else 0))
     ]
@@ -106,7 +104,7 @@ def rows(benchmark: str, backbone: str) -> pd.DataFrame:
         name, shots, dataset = key
         first = group.drop_duplicates("metric").set_index("metric")
         row = {
-            "dataset": AVERAGE if dataset == _AVERAGES[benchmark] else dataset,
+            "dataset": dataset,
             "method": ours[name].name if name in ours else name,
             "shots": int(shots),
             "parameters": _parameters(ours[name], benchmark, int(shots), backbone)
@@ -154,9 +152,7 @@ def band(trains: bool, dataset: str, metric: str) -> float:
 def datasets(benchmark: str) -> tuple[str | None, tuple[str, ...]]:
     """What the published numbers of a benchmark are of: the dataset trained on, in transfer benchmarks, and
     the datasets that are averaged over."""
-    if benchmark in ("crossdataset", "domain"):
-        return cards.transfer(_SUITE, benchmark)
-    return None, tuple(cards.suite(_SUITE))
+    return get_benchmark(benchmark).datasets(_SUITE)
 
 
 def verify(records: Sequence[Record], benchmark: str, backbone: str) -> pd.DataFrame:

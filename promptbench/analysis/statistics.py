@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from promptbench.trials.benchmarks import metrics_for
+
 LEVEL = 0.95
 ALPHA = 0.05
 DRAWS = 5000
@@ -107,7 +109,7 @@ class Runs:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (*self.values, *(("hm",) if {"base", "novel"} <= set(self.values) else ()))
+        return metrics_for(self.values)
 
     def at(self, seeds: Sequence[int]) -> "Runs":
         """The same for ``seeds`` only; one result without seeds is repeated."""

@@ -14,8 +14,8 @@ from promptbench.analysis.statistics import Runs, harmonic_mean, t_half_width
 from promptbench.analysis.vocabulary import AVERAGE, SPACES, few
 from promptbench.console import plain
 from promptbench.errors import UserError
+from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
-from promptbench.trials.trial import get_benchmark
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -144,14 +144,14 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["method", "shots", "dataset"]
     wide = _wide(table)
     spaces = [str(space) for space in wide]
-    if {"base", "novel"} <= set(spaces):
+    metrics = metrics_for(spaces)
+    if "hm" in metrics:
         wide["hm"] = harmonic_mean(wide["base"].to_numpy(), wide["novel"].to_numpy())
     groups = wide.groupby(level=keys, sort=False)
     rows = groups.mean()
-    if "hm" in rows:
+    if "hm" in metrics:
         rows["hm"] = harmonic_mean(rows["base"].to_numpy(), rows["novel"].to_numpy())
     rows["seeds"] = groups.size()
-    metrics = [*spaces, *(["hm"] if "hm" in rows else [])]
     # What has no seed has no spread: its interval is a point.
     point = rows.index.get_level_values("shots") == 0
     for metric in metrics:

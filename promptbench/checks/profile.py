@@ -152,9 +152,7 @@ def render(costs: Sequence[StepCost], backbone: str) -> str:
             cells += [f"{row['ratio']:.2f}"]
         rows.append(cells)
     drawn = console.table(left + right, rows, f"One training step on {backbone}, ms", right=set(right))
-    note = (
-        "* not in the step: frozen features are computed once per view, images are decoded in parallel."
-    )
+    note = "* not in the step: frozen features are computed once per view, images are decoded in parallel."
     return f"{drawn}{console.fill(note)}\n"
 
 

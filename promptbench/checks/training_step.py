@@ -19,6 +19,7 @@ from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Recipe, Shots, get_method, resolve_settings
 from promptbench.training.loop import autocast, create, make_optimizer
+from promptbench.trials.benchmarks import DEFAULT
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Precision
 
@@ -31,7 +32,7 @@ class TrainingStep:
     def __init__(
         self, recipe: Recipe, clip: FrozenCLIP, classes: Classes, batch: int, precision: Precision
     ) -> None:
-        settings = resolve_settings(recipe, "base2novel", _SHOTS, "")
+        settings = resolve_settings(recipe, DEFAULT, _SHOTS, "")
         recipe.method.check(settings, clip.shape)
         self.name, self.clip, self.classes, self.size = recipe.name, clip, classes, batch
         self.precision: Precision = precision

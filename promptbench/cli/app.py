@@ -320,7 +320,7 @@ def compare(
     from promptbench.errors import unknown
     from promptbench.reporting import pairs as pairwise
     from promptbench.reporting.tables import caption, render
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     costs = {"params": "parameters", "seconds": "seconds", "memory": "memory", "gflop": "gflop"}
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
@@ -395,7 +395,7 @@ def report(
     """One HTML file of all records: summary, tables, figures, classes, confusions, settings. To be mailed."""
     from promptbench.data import dataset as data
     from promptbench.reporting.html.report import finder, write_report
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     own = [data.load(name, data_root) for name in dict.fromkeys(dataset or ())]
     _tell(own)
@@ -575,7 +575,8 @@ def verify(
     from promptbench.analysis.published import verify as compare_with
     from promptbench.data.dataset import data_root as resolve
     from promptbench.reporting.tables import markdown
-    from promptbench.trials.trial import PRESETS, get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
+    from promptbench.trials.trial import PRESETS
 
     _one_of("--format", style, ("table", "md", "csv", "json"))
     name = get_benchmark(benchmark).name
@@ -937,7 +938,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 def _list_methods(backbone: str) -> list[dict[str, str]]:
     from promptbench.clip.weights import backbone_shape
     from promptbench.methods._base import methods, recipes
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     shape = backbone_shape(backbone)
 
@@ -982,7 +983,7 @@ def _list_datasets() -> list[dict[str, str]]:
 
 
 def _list_benchmarks() -> list[dict[str, str]]:
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     return [{"benchmark": b.name, "what it does": b.summary} for b in BENCHMARKS.values()]
 

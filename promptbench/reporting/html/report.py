@@ -25,8 +25,8 @@ from promptbench.reporting.html.figures import Figure, figures
 from promptbench.reporting.html.tables import Fold, Table
 from promptbench.reporting.tables import notes
 from promptbench.storage import write_atomic
+from promptbench.trials.benchmarks import BENCHMARKS, DEFAULT, get_benchmark
 from promptbench.trials.record import BriefRecord, Fault, Record, each_record, kept, read_record
-from promptbench.trials.trial import BENCHMARKS, get_benchmark
 
 if TYPE_CHECKING:
     from promptbench.data.dataset import Dataset
@@ -178,7 +178,7 @@ def _benchmarks(found: Collected, asked: Sequence[str], backbone: str | None) ->
         return list(dict.fromkeys(asked))
     whole = [record.trial for record in found.records if is_whole_test(record)]
     fitting = {trial.benchmark for trial in whole if backbone in (None, trial.backbone)}
-    names = fitting or {trial.benchmark for trial in whole} or {"base2novel"}
+    names = fitting or {trial.benchmark for trial in whole} or {DEFAULT}
     return sorted(names, key=lambda name: list(BENCHMARKS).index(get_benchmark(name).name))
 
 
