@@ -22,7 +22,7 @@ from promptbench.errors import UserError
 from promptbench.execution.progress import PlainReporter, RichReporter
 from promptbench.reporting.html import report
 from promptbench.reporting.pairs import render as render_pairs
-from promptbench.reporting.plots import FIGURES, draw
+from promptbench.reporting.plots import draw, names
 from promptbench.reporting.tables import escape, markdown
 from promptbench.trials.record import Record
 from tests.test_cli import call
@@ -141,7 +141,7 @@ def test_every_figure_draws_names_as_they_are(tmp_path: Path) -> None:
         lines = [json.dumps({"epoch": n, "loss": 1 / n}) for n in (1, 2)]
         (folder / "metrics.jsonl").write_text("\n".join(lines))
     drawn = {}
-    for name in FIGURES:
+    for name in names():
         given = Material(records + more * (name == "fewshot"), tmp_path)
         try:
             drawing = draw(name, given)

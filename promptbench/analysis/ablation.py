@@ -13,7 +13,7 @@ from promptbench.analysis.statistics import Runs, paired
 from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
 from promptbench.methods._base import Recipe, Step, get_recipe, recipes
-from promptbench.trials.benchmarks import get_benchmark
+from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
@@ -106,7 +106,7 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
 
 def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
     """The tables of one group; ``trial`` is any of its trials: what was measured on what."""
-    metrics = get_benchmark(trial.benchmark).metrics
+    metrics = metrics_for(dict.fromkeys(evaluation.classes for evaluation in trial.evaluations))
     theirs = [_published(one.step, trial) for one in steps]
     shown = [metric for metric in metrics if any(metric in values for values in theirs)]
     values: Rows = [

@@ -12,6 +12,7 @@ import typer
 from promptbench.cli.options import Compiled, DataRoot, RunOptions, with_run_options
 from promptbench.console import plain, say, steady
 from promptbench.errors import UserError
+from promptbench.reporting import plots as figures
 
 if TYPE_CHECKING:
     from promptbench.data.dataset import Dataset
@@ -34,18 +35,6 @@ def _examples(*lines: str) -> str:
     """An epilog that keeps its lines: rich joins lines that are not paragraphs."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
 
-
-#: `promptbench.reporting.plots.FIGURES`, which is not imported for --help
-FIGURES = (
-    "tradeoff",
-    "base-novel",
-    "heatmap",
-    "fewshot",
-    "curves",
-    "prompts",
-    "ablation",
-    "critical-difference",
-)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
@@ -304,7 +293,7 @@ def compare(
     published: Annotated[bool, typer.Option("--published", help="The same as --source both.")] = False,
     plot: Annotated[
         list[str] | None,
-        typer.Option(help=f"Draw a figure too; may be repeated: {', '.join(FIGURES)}."),
+        typer.Option(help=f"Draw a figure too; may be repeated: {', '.join(figures.names())}."),
     ] = None,
     metric: Annotated[str, typer.Option(help="What figures show: hm, base, novel or all.")] = "hm",
     x: Annotated[
@@ -328,7 +317,7 @@ def compare(
     _one_of("--source", source, ("measured", "published", "both"))
     _one_of("--x", x, tuple(costs))
     for name in plot or ():
-        _one_of("--plot", name, FIGURES)
+        _one_of("--plot", name, figures.names())
     count = None
     if x == "gflop":
         from promptbench.checks.training_step import record_gflop

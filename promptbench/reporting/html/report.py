@@ -21,7 +21,7 @@ from promptbench.data.cards import cards
 from promptbench.errors import UserError, unknown
 from promptbench.reporting import sentences as wording
 from promptbench.reporting.html import tables as report_tables
-from promptbench.reporting.html.figures import Figure, figures
+from promptbench.reporting.html.figures import Embedded, figures
 from promptbench.reporting.html.tables import Fold, Table
 from promptbench.reporting.tables import notes
 from promptbench.storage import write_atomic
@@ -46,7 +46,7 @@ class Section:
     caution: str
     averages: Table
     notes: list[str]
-    figures: list[Figure]
+    figures: list[Embedded]
     datasets: list[Fold]
     shots: int
     classes: list[Fold]

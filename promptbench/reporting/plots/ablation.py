@@ -11,8 +11,8 @@ from promptbench.reporting.plots._base import (
     HALO,
     Drawing,
     Material,
+    declare,
     error_bars,
-    need,
     new_figure,
 )
 
@@ -34,17 +34,18 @@ RANKS = (
 PARTS = (("chain", CHAIN, "hm"), ("rank", RANKS, "novel"))
 
 
+@declare(
+    "MMLoP's steps and ranks, beside those of its paper.",
+    needs="variants of MMLoP on base2novel; run `promptbench ablate mmlop`",
+    place=6,
+)
 def ablation(material: Material) -> Drawing:
     """Left the chain, right the rank; above measured (95 % intervals), below published.
 
     Raises UserError unless a variant of MMLoP was measured on base and novel classes.
     """
     variants = {name for _, steps, _ in PARTS for _, names, _ in steps for name in names} - {"ivlp", "mmlop"}
-    need(
-        variants & set(material.summary["method"]) and "hm" in material.summary,
-        "The ablation figure needs variants of MMLoP on base2novel; run ivlp mmlop mmlop-lowrank "
-        "mmlop-consistency mmlop-drift mmlop-rank2 mmlop-rank4.",
-    )
+    ablation.require(variants & set(material.summary["method"]) and "hm" in material.summary)
     data = pd.DataFrame([*_measured(material), *_published()])
     figure = new_figure(height=3.9)
     axes = figure.subplots(2, 2, gridspec_kw={"width_ratios": [5, 3]})

@@ -9,22 +9,24 @@ from promptbench.analysis.vocabulary import METRICS
 from promptbench.reporting.plots._base import (
     Drawing,
     Material,
+    declare,
     error_bars,
     label_points,
-    need,
     new_figure,
     point,
 )
 
 
+@declare(
+    "Base against novel accuracy; the curves are of equal harmonic mean (HM).",
+    needs="base and novel accuracy of a method with all its datasets; choose --benchmark base2novel",
+    place=2,
+)
 def base_novel(material: Material) -> Drawing:
     """One point per method with 95 % intervals; published numbers hollow. Raises UserError for benchmarks
     without base and novel classes."""
     rows = material.headline(material.shown)
-    need(
-        {"base", "novel"} <= set(rows) and len(rows),
-        "The base-novel figure needs a method with all its datasets; choose --benchmark base2novel.",
-    )
+    base_novel.require({"base", "novel"} <= set(rows) and len(rows))
     figure = new_figure(height=3.6 if len(rows) <= 8 else 4.8)
     axes = figure.subplots()
     axes.margins(0.1)

@@ -5,9 +5,14 @@ import pandas as pd
 from promptbench.analysis.statistics import CD_DATASETS, CD_METHODS, rank
 from promptbench.analysis.summary import measured
 from promptbench.analysis.vocabulary import METRICS, p_text
-from promptbench.reporting.plots._base import WIDTH, Drawing, Material, look, need, new_figure
+from promptbench.reporting.plots._base import WIDTH, Drawing, Material, declare, look, new_figure
 
 
+@declare(
+    "Mean ranks over datasets, 1 is best.",
+    needs=f"at least {CD_METHODS} methods on {CD_DATASETS} datasets (else `promptbench compare --pairs`)",
+    place=4,
+)
 def critical_difference(material: Material) -> Drawing:
     """Ranks by the metric at the largest number of shots. Raises UserError for fewer than 5 methods or 6
     datasets."""
@@ -16,11 +21,8 @@ def critical_difference(material: Material) -> Drawing:
     most = max((one.shots for one in runs), default=0)
     runs = [one for one in runs if one.shots in (0, most)]
     datasets = len(runs[0].by_dataset(metric)) if runs else 0
-    need(
-        len(runs) >= CD_METHODS and datasets >= CD_DATASETS,
-        f"A critical-difference diagram needs at least {CD_METHODS} methods on {CD_DATASETS} datasets, "
-        f"here are {len(runs)} on {datasets}; see `promptbench compare --pairs` instead.",
-    )
+    enough = len(runs) >= CD_METHODS and datasets >= CD_DATASETS
+    critical_difference.require(enough, f"there are {len(runs)} on {datasets}")
     ranks = rank({one.method: one.by_dataset(metric) for one in runs})
     names, values = list(ranks.mean), list(ranks.mean.values())
     k, half = len(names), (len(names) + 1) // 2

@@ -8,16 +8,21 @@ from promptbench.reporting.plots._base import (
     Drawing,
     Material,
     bottom,
+    declare,
     error_bars,
     legend_below,
     line,
-    need,
     panels,
 )
 
 FEW = 8  # more methods have no error bars: they would hide each other
 
 
+@declare(
+    "Accuracy against the number of shots.",
+    needs="at least two numbers of shots; run --shots 1,4,16",
+    place=5,
+)
 def fewshot(material: Material) -> Drawing:
     """One line per method, 95 % intervals, methods without shots dotted, published numbers hollow and dashed.
 
@@ -25,7 +30,7 @@ def fewshot(material: Material) -> Drawing:
     """
     metric, shown = material.shown_metric, material.shown
     shots = sorted({int(k) for k in shown["shots"] if k > 0})
-    need(len(shots) > 1, "The few-shot figure needs at least two numbers of shots; run --shots 1,4,16.")
+    fewshot.require(len(shots) > 1)
     rows = shown.dropna(subset=[metric])
     names = list(rows["dataset"].unique())
     figure, axes = panels(len(names), 3)

@@ -3,17 +3,15 @@
 import numpy as np
 
 from promptbench.analysis.vocabulary import METRICS, ZEROSHOT
-from promptbench.reporting.plots._base import WIDTH, Drawing, Material, need, new_figure
+from promptbench.reporting.plots._base import WIDTH, Drawing, Material, declare, new_figure
 
 
+@declare("Points above zero-shot.", needs=f"records of {ZEROSHOT} and of another method; run both", place=3)
 def heatmap(material: Material) -> Drawing:
     """Differences to zero-shot in points at the largest number of shots, with the numbers in the cells;
     missing cells are empty. Raises UserError without zero-shot or another method."""
     metric, summary = material.shown_metric, material.summary
-    need(
-        {ZEROSHOT} < set(summary["method"]),
-        "The heat map shows differences to zero-shot: it needs records of zeroshot and of another method.",
-    )
+    heatmap.require({ZEROSHOT} < set(summary["method"]))
     rows = summary[summary["shots"].isin([0, summary["shots"].max()])]
     wide = rows.pivot(index="method", columns="dataset", values=metric)
     wide = wide.loc[rows["method"].unique(), rows["dataset"].unique()]
