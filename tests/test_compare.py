@@ -15,7 +15,7 @@ from promptbench.analysis.statistics import all_pairs, harmonic_mean
 from promptbench.analysis.summary import frame, measured, summarise
 from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
-from promptbench.reporting import pairs as pairwise
+from promptbench.reporting import pairs as pair_tables
 from promptbench.reporting.tables import Format, escape, render
 from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
@@ -172,7 +172,7 @@ def test_golden_tables(style: Format) -> None:
     table = frame(RECORDS)
     name = f"base2novel.{ENDINGS[style]}"
     assert render(summarise(table), style, "base2novel") == (TABLES / name).read_text()
-    pairs = pairwise.render(all_pairs(measured(table)), style, "base2novel")
+    pairs = pair_tables.render(all_pairs(measured(table)), style, "base2novel")
     assert pairs == (TABLES / f"pairs.{ENDINGS[style]}").read_text()
 
 
@@ -189,7 +189,7 @@ def test_latex_compiles(name: str, tmp_path: Path) -> None:
 
 def test_notes_below_the_table() -> None:
     text = render(summarise(frame(RECORDS)), "md")
-    assert "Benchmark base2novel, backbone pocket, 16 shots, 1 to 2 seeds, n = 800 test pictures." in text
+    assert "Benchmark base2novel, backbone pocket, 16 shots, 1 to 2 seeds, n = 800 test images." in text
     assert "HM: harmonic mean of the mean base and the mean novel accuracy." in text
     assert "Mean of the datasets' HMs, for comparison: zeroshot 63.08, deep 66.90." in text
 
@@ -371,7 +371,7 @@ def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
 
 
 def published_record(method: str, dataset: str, base: float, novel: float, **trial: Any) -> Record:
-    """A record on the published test pictures of a standard dataset, accuracies in percent."""
+    """A record on the published test images of a standard dataset, accuracies in percent."""
     from promptbench.data.cards import cards
 
     halves = cards()[dataset][0].halves or {}
@@ -432,7 +432,7 @@ def test_verify_compares_no_average_that_lacks_a_dataset() -> None:
         ({"labels": ["dtd: non-standard split"]}, "non-standard split"),
         ({"weights": "laion400m_e31"}, "weights 'laion400m_e31' instead of 'openai'"),
         ({"weights": "laion400m_e31=" + "0" * 64}, "weights 'laion400m_e31' instead of 'openai'"),
-        ({"total": 200}, "200 test pictures instead of 864"),
+        ({"total": 200}, "200 test images instead of 864"),
     ],
 )
 def test_verify_leaves_out_what_was_not_published(change: dict[str, Any], reason: str) -> None:

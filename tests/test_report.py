@@ -278,7 +278,7 @@ def test_example_pictures(tmp_path: Path, colours: data.Dataset) -> None:
     assert "not at hand" not in text
     text = text_of(out)
     assert "<symbol " not in text
-    assert "The pictures of this dataset were not at hand when the report was made." in text
+    assert "The images of this dataset were not at hand when the report was made." in text
     assert report.write_report(out, out / "r.html", find=nowhere) == {"colours": "colours is not here."}
 
 
@@ -294,7 +294,7 @@ def test_only_pictures_of_the_split_are_read(colours: data.Dataset, tmp_path: Pa
 
 def test_pictures_are_bounded(colours: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     where = mistakes.Where("colours", "base", "test")
-    monkeypatch.setattr(mistakes, "MAX_PICTURES", 3)
+    monkeypatch.setattr(mistakes, "MAX_IMAGES", 3)
     album = mistakes.Album(lambda name: colours)
     album.fill([(where, [f"images/{label}/test{i}.png" for i in range(3)]) for label in (0, 1)])
     assert len(album.thumbnails) == 3

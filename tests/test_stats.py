@@ -10,7 +10,8 @@ from scipy import stats as scipy_stats
 from promptbench.analysis import statistics as stats
 from promptbench.analysis.statistics import Runs
 from promptbench.analysis.summary import frame, measured
-from promptbench.reporting import pairs as pairwise
+from promptbench.reporting import pairs as pair_tables
+from promptbench.reporting.sentences import pair_summary
 from tests.test_compare import RECORDS, make
 
 
@@ -147,22 +148,22 @@ def test_sentences() -> None:
     rng = np.random.default_rng(2)
     noise = rng.normal(0, 0.1, (7, 4))
     good, bad = runs("good", 80 + noise), runs("bad", 60 + rng.normal(0, 0.1, (7, 4)))
-    text = pairwise.summary(stats.all_pairs([good, bad]))
+    text = pair_summary(stats.all_pairs([good, bad]))
     assert "Which is better (average of 7 datasets" in text
     assert text.count("accuracy: good > bad.") == 2  # on other shots and on other datasets
-    alike = pairwise.summary(stats.all_pairs([good, runs("twin", 80 + rng.normal(0, 0.1, (7, 4)))]))
+    alike = pair_summary(stats.all_pairs([good, runs("twin", 80 + rng.normal(0, 0.1, (7, 4)))]))
     assert "accuracy: the two do not differ." in alike
-    few = pairwise.summary(stats.all_pairs(measured(frame(RECORDS))))
+    few = pair_summary(stats.all_pairs(measured(frame(RECORDS))))
     assert "no answer, with 2 datasets and 1 pair p is at least 0.50" in " ".join(few.split())
     single = [make(name, "a", 1, n, n) for name, n in (("x", 100), ("y", 120))]
-    text = pairwise.summary(stats.all_pairs(measured(frame(single))))
+    text = pair_summary(stats.all_pairs(measured(frame(single))))
     assert "one seed cannot say" in text
-    assert "takes two methods" in pairwise.summary(stats.all_pairs(measured(frame(single[:1]))))
+    assert "takes two methods" in pair_summary(stats.all_pairs(measured(frame(single[:1]))))
 
 
 @pytest.mark.parametrize("style", ["table", "md", "csv", "json", "latex"])
 def test_table_of_pairs(style: Any) -> None:
-    text = pairwise.render(stats.all_pairs(measured(frame(RECORDS))), style, "base2novel")
+    text = pair_tables.render(stats.all_pairs(measured(frame(RECORDS))), style, "base2novel")
     assert "zeroshot" in text
     assert "deep" in text
     if style in ("table", "md"):

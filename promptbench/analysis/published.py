@@ -161,7 +161,7 @@ def verify(records: Sequence[Record], benchmark: str, backbone: str) -> pd.DataF
     Columns: method, dataset, shots, metric, ours, published, difference, band, verdict, source.
     ``attrs["notes"]`` says in lines what is not compared, and why: non-standard splits, weights other than
     OpenAI's, datasets other than the published ones, averages that lack a dataset. A dataset of the user's
-    own that has the name of a published one is known by its number of test pictures and by nothing else,
+    own that has the name of a published one is known by its number of test images and by nothing else,
     since a record does not name its card.
     Raises UserError as `summary.frame`.
     """
@@ -210,7 +210,7 @@ def _not_comparable(record: Record, counts: Counts, source: str | None, averaged
     total = card.sizes["test"] if card.sizes else None
     if counts.classes != "all":
         total = (card.halves or {}).get(counts.classes)
-    return "" if total in (None, counts.total) else f"{counts.total} test pictures instead of {total}"
+    return "" if total in (None, counts.total) else f"{counts.total} test images instead of {total}"
 
 
 def _complete(summary: pd.DataFrame, row: Any, averaged: Sequence[str]) -> bool:

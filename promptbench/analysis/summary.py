@@ -136,8 +136,8 @@ def measured(table: pd.DataFrame) -> list[Runs]:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Per method, shots and dataset, and for the average over datasets: mean and std (ddof 1) over seeds.
 
-    Columns: dataset, method, shots, parameters, seeds, seconds, memory (peak bytes), pictures (tested), then
-    ``<metric>``, ``<metric>_std``, ``<metric>_low`` and ``<metric>_high`` (95 % interval) for each label
+    Columns: dataset, method, shots, parameters, seeds, seconds, memory (peak bytes), pictures (test images),
+    then ``<metric>``, ``<metric>_std``, ``<metric>_low`` and ``<metric>_high`` (95 % interval) for each label
     space and, with base and novel, for ``hm``; and ``mean_hm`` (average row only). Missing values are NaN.
     Intervals are t-intervals over seeds; of averages, stratified bootstrap intervals.
     """

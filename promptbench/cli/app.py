@@ -307,7 +307,8 @@ def compare(
     from promptbench.analysis.statistics import all_pairs
     from promptbench.analysis.summary import measured
     from promptbench.errors import unknown
-    from promptbench.reporting import pairs as pairwise
+    from promptbench.reporting import pairs as pair_tables
+    from promptbench.reporting.sentences import pair_summary
     from promptbench.reporting.tables import caption, render
     from promptbench.trials.benchmarks import get_benchmark
 
@@ -340,11 +341,11 @@ def compare(
     if pairs:
         if tested is None or tested.empty:
             raise UserError("--pairs needs records of two methods with every dataset and a common seed.")
-        say(pairwise.render(tested, style, caption(shown)))  # type: ignore[arg-type]
+        say(pair_tables.render(tested, style, caption(shown)))  # type: ignore[arg-type]
     else:
         say(render(shown, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
         if style == "table" and tested is not None:
-            say(pairwise.summary(tested))
+            say(pair_summary(tested))
     if plot:
         from promptbench.reporting.plots import draw
 

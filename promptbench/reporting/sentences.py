@@ -12,6 +12,7 @@ import pandas as pd
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.statistics import ALPHA, MOST
 from promptbench.analysis.vocabulary import BY_WEIGHT, METRICS, ZEROSHOT, few, ranges
+from promptbench.console import fill
 from promptbench.reporting.tables import spread
 
 Relation = dict[str, list[str]]  # "higher", "same", "lower", "untested" -> methods
@@ -150,7 +151,7 @@ def caution(verdicts: Sequence[Verdict]) -> str:
     if seeds < 2:
         return (
             "No two methods have two seeds in common, so nothing here can be told from the luck of the draw: "
-            "the order of the methods is that of one draw of training pictures."
+            "the order of the methods is that of one draw of training images."
         )
     text = (
         "Within noise: a paired t-test over the common seeds does not tell the two apart (5 %, Holm's "
@@ -160,3 +161,63 @@ def caution(verdicts: Sequence[Verdict]) -> str:
     if max(len(verdict.values) for verdict in verdicts) > MOST:
         text += f" Of more than {MOST} methods only the highest is compared with the others."
     return text + (f" {seeds} seeds show large differences only." if seeds < 5 else "")
+
+
+# ---------------------------------------------------------------------- pairs
+
+_WINNERS = 5
+#: what is asked, and the column of its corrected p-values
+QUESTIONS = {
+    "p_seeds": "on other draws of shots (paired t-test over seeds)",
+    "p_datasets": "on other datasets (Wilcoxon signed-rank test over datasets)",
+}
+
+
+def pair_summary(pairs: pd.DataFrame) -> str:
+    """Which pairs differ significantly, for the terminal: the two questions, under each a line per metric."""
+    return "\n".join(fill(line, " " * 6) for line in pair_sentences(pairs))
+
+
+def pair_sentences(pairs: pd.DataFrame) -> list[str]:
+    """The lines of `pair_summary`, not wrapped."""
+    if pairs.empty:
+        return [
+            "Which is better? Nothing to compare: it takes two methods with every dataset and a common seed."
+        ]
+    datasets = int(pairs["datasets"].max())
+    average = f"average of {datasets} datasets, " if datasets > 1 else ""
+    lines = [f"Which is better ({average}5 % after Holm's correction)?"]
+    several = pairs["shots"].nunique() > 1
+    for column, question in QUESTIONS.items():
+        tested = pairs.dropna(subset=[column])
+        if tested.empty:
+            if column == "p_seeds":
+                lines.append("  on other draws of shots: one seed cannot say; run more with --seeds 1,2,3.")
+            continue
+        count = int(tested.groupby(["shots", "metric"]).size().max())
+        least = min(1, count * 2.0 ** (1 - datasets))
+        if column == "p_datasets" and least >= ALPHA:
+            lines.append(
+                f"  {question}: no answer, with {datasets} datasets and {count} "
+                f"pair{'s' * (count > 1)} p is at least {least:.2f}."
+            )
+            continue
+        lines.append(f"  {question}:")
+        for (shots, metric), group in tested.groupby(["shots", "metric"], sort=False):
+            name = METRICS[str(metric)].short + (f", {shots} shots" if several else "")
+            lines.append(f"    {name}: {_winners(group, column)}.")
+    return lines
+
+
+def _winners(group: pd.DataFrame, column: str) -> str:
+    """ "ivlp > coop, mmlop; maple > coop": the pairs that differ, by winner, best first."""
+    found: dict[str, list[str]] = {}
+    for row in group[group[column] < ALPHA].to_dict("records"):
+        first, second = row["method"], row["other"]
+        winner, loser = (first, second) if row["difference"] > 0 else (second, first)
+        found.setdefault(winner, []).append(loser)
+    if not found:
+        return f"none of {len(group)} pairs differs" if len(group) > 1 else "the two do not differ"
+    texts = [f"{winner} > {few(losers, _WINNERS)}" for winner, losers in found.items()]
+    more = f"; {len(texts) - _WINNERS} more have such pairs (--pairs)" if len(texts) > _WINNERS else ""
+    return "; ".join(texts[:_WINNERS]) + more

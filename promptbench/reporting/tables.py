@@ -1,6 +1,6 @@
 """Tables of a summary (`promptbench.analysis.summary.summarise`) for terminals, papers and programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -63,7 +63,7 @@ def spread(row: Mapping[Any, Any], key: str, intervals: bool = False) -> str:
 
 
 def caption(summary: pd.DataFrame) -> str:
-    """Benchmark, backbone, shots, seeds and number of test pictures of the measured rows."""
+    """Benchmark, backbone, shots, seeds and number of test images of the measured rows."""
     rows = summary[~is_published(summary)]
     parts = [
         f"Benchmark {summary.attrs.get('benchmark', '')}",
@@ -80,7 +80,7 @@ def caption(summary: pd.DataFrame) -> str:
             parts.append(span(seeds, "seed"))
     single = rows[rows["dataset"] != AVERAGE]
     n = int(single.groupby("dataset")["pictures"].max().sum()) if len(single) else int(rows["pictures"].max())
-    return ", ".join([*parts, f"n = {n:,} test pictures"])
+    return ", ".join([*parts, f"n = {n:,} test images"])
 
 
 def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, intervals: bool = False) -> list[str]:
@@ -160,25 +160,32 @@ def render(
     text = " ".join([f"{caption(summary)}.", *said])
     if style == "latex":
         return _latex(shown, escape(text))
-    text = markdown(text)
-    align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
-    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{text}\n"
+    return f"{markdown_table(shown, ('dataset', 'method'))}\n\n{markdown(text)}\n"
 
 
 def _latex(shown: pd.DataFrame, caption: str) -> str:
-    """A booktabs table of escaped cells, with a rule between datasets."""
-    text = shown.style.hide(axis="index").to_latex(
-        hrules=True,
-        position_float="centering",
-        column_format="ll" + "r" * (shown.shape[1] - 2),
-        caption=caption,
-    )
+    """The table with a rule between datasets."""
+    text = latex_table(shown, caption, ("dataset", "method"))
     before, rule, body = text.partition("\\midrule\n")
     lines = body.splitlines(keepends=True)
     for i in range(len(shown) - 1, 0, -1):
         if shown["dataset"].iloc[i] != shown["dataset"].iloc[i - 1]:
             lines.insert(i, rule)
     return before + rule + "".join(lines)
+
+
+def markdown_table(shown: pd.DataFrame, left: Collection[str]) -> str:
+    """A Markdown table of cells that are Markdown; all but the columns ``left`` are aligned right."""
+    align = ["left" if column in left else "right" for column in shown]
+    return shown.to_markdown(index=False, colalign=align, disable_numparse=True)
+
+
+def latex_table(shown: pd.DataFrame, caption: str, left: Collection[str]) -> str:
+    """A booktabs table of cells that are LaTeX; all but the columns ``left`` are aligned right."""
+    align = "".join("l" if column in left else "r" for column in shown)
+    return shown.style.hide(axis="index").to_latex(
+        hrules=True, position_float="centering", column_format=align, caption=caption
+    )
 
 
 def escape(text: str) -> str:

@@ -47,6 +47,6 @@ def figures(material: Material) -> list[Embedded]:
 def _small(drawing: Drawing) -> bytes:
     """A PNG with a palette of 256 colours: a third of the bytes."""
     file = io.BytesIO()
-    picture = Image.fromarray(np.asarray(drawing.pixels())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    image = Image.fromarray(np.asarray(drawing.pixels())).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()

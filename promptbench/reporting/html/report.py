@@ -75,10 +75,10 @@ def write_report(
     backbone: str | None = None,
     find: "Callable[[str], Dataset] | None" = None,
 ) -> dict[str, str]:
-    """Write the report of the records under ``out`` to ``file``; by dataset, why pictures are not shown.
+    """Write the report of the records under ``out`` to ``file``; by dataset, why images are not shown.
 
     ``benchmarks``: only these, else all there are records of. ``find`` gives a dataset by name for its
-    pictures, or raises UserError. Raises UserError where `comparison.load_records` and `summary.frame` do,
+    images, or raises UserError. Raises UserError where `comparison.load_records` and `summary.frame` do,
     except that records which cannot be read are listed in the report.
     """
     album = Album(find or finder())
@@ -87,7 +87,7 @@ def write_report(
 
 
 def finder(own: "Sequence[Dataset]" = (), root: Path | None = None) -> "Callable[[str], Dataset]":
-    """Which datasets a report shows pictures of: those the user named (``own``) and shipped ones, embedded or
+    """Which datasets a report shows images of: those the user named (``own``) and shipped ones, embedded or
     under the data root; ``finder()(name)`` gives one or raises UserError.
 
     A record may come from anybody: what it calls its dataset opens no card and no folder.

@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     text: str
     spread: str | None = None  # "" keeps its place free, so that numbers stand below each other
     shade: int | None = None
-    pictures: Sequence[tuple[int, str]] = ()
+    images: Sequence[tuple[int, str]] = ()
     strong: bool = False
     wide: bool = False  # the place of the spread is that of an interval
 
@@ -166,7 +166,7 @@ def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
                 if name in kept
             ]
             bodies.append((SPACES[where.classes] if len(places) > 1 else "", rows))
-        table = Table(f"Accuracy per class, {dataset}", ["class", "pictures", *whose], bodies, scale="blue")
+        table = Table(f"Accuracy per class, {dataset}", ["class", "images", *whose], bodies, scale="blue")
         if total > MAX_CLASSES:
             table.remark = f"{total} classes; the {MAX_CLASSES} rows are the weakest of each group."
         folds.append(Fold(dataset, f"{total} classes; weakest: {', '.join(weakest)}", [table]))
@@ -174,7 +174,7 @@ def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
 
 
 def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> list[Fold]:
-    """For each dataset and label space the most frequent confusions, with pictures from ``album``."""
+    """For each dataset and label space the most frequent confusions, with images from ``album``."""
     listed = {
         where: mistakes.top(where, [who for who in whose.values() if who in mistakes.sums[where]])
         for places in evaluations(mistakes, whose).values()
@@ -186,7 +186,7 @@ def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> li
         if not pairs:
             continue
         rows = [_confusion(mistakes, where, pair, whose, album) for pair in pairs]
-        columns = ["picture of", "taken for", "examples", *whose]
+        columns = ["image of", "taken for", "examples", *whose]
         label = f"{where.dataset}, {SPACES[where.classes]}"
         fold = folds.setdefault(where.dataset, Fold(where.dataset))
         fold.tables.append(Table(label, columns, [("", rows)], words=3, scale="orange"))
@@ -195,7 +195,7 @@ def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> li
         fold.hint = f"most often: {first.true} taken for {first.predicted}"
         if name in album.missing:
             fold.remark = (
-                "The pictures of this dataset were not at hand when the report was made. It shows those of "
+                "The images of this dataset were not at hand when the report was made. It shows those of "
                 "shipped datasets and of what --dataset names, and follows no links out of their folders."
             )
     return list(folds.values())
@@ -206,12 +206,12 @@ def _confusion(
 ) -> list[Cell]:
     paths = mistakes.examples(where, pair)
     numbers = [(album.number(where.dataset, path), path) for path in paths]
-    pictures = [(n, f"{pair.true}: {path}") for n, path in numbers if n is not None]
+    images = [(n, f"{pair.true}: {path}") for n, path in numbers if n is not None]
     sums = [mistakes.sums[where].get(who) for who in whose.values()]
     return [
         Cell(pair.true),
         Cell(pair.predicted),
-        Cell("" if pictures else "-", pictures=pictures),
+        Cell("" if images else "-", images=images),
         *(_percent(one.rate(pair) if one else None) for one in sums),
     ]
 
