@@ -389,7 +389,7 @@ def published_record(method: str, dataset: str, base: float, novel: float, **tri
 
 def check(records: list[Record], benchmark: str = "base2novel") -> tuple[dict[Any, str], list[str]]:
     """Verdicts by method, dataset and metric, and what is said about the rest."""
-    from promptbench.analysis.published import verify
+    from promptbench.analysis.verification import verify
 
     found = verify(records, benchmark, "ViT-B-16-quickgelu")
     verdicts = {(r["method"], r["dataset"], r["metric"]): r["verdict"] for r in found.to_dict("records")}

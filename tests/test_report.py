@@ -187,7 +187,7 @@ def test_a_method_without_all_datasets_is_not_ranked() -> None:
     assert found.metric == "hm"
     assert found.missing == ["other", "small"]
     assert set(found.values) == {"deep", "zeroshot"}
-    assert "Not ranked, as a dataset or a seed common to all is missing: other, small." in wording.sentence(
+    assert "Not ranked: other, small: a dataset, or a seed common to all, is missing." in wording.sentence(
         found
     )
 
@@ -275,10 +275,10 @@ def test_example_pictures(tmp_path: Path, colours: data.Dataset) -> None:
     text = text_of(out, lambda name: colours)
     assert text.count("<symbol ") == 3  # base and novel show the same pictures: they are there once
     assert text.count("<use ") == 6
-    assert "not at hand" not in text
+    assert "not available when" not in text
     text = text_of(out)
     assert "<symbol " not in text
-    assert "The images of this dataset were not at hand when the report was made." in text
+    assert "The images of this dataset were not available when the report was made." in text
     assert report.write_report(out, out / "r.html", find=nowhere) == {"colours": "colours is not here."}
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from promptbench.analysis import statistics as stats
+from promptbench.analysis.ranks import Ranks, rank
 from promptbench.analysis.statistics import Runs
 from promptbench.analysis.summary import frame, measured
 from promptbench.reporting import pairs as pair_tables
@@ -133,14 +134,14 @@ def test_measured_needs_every_dataset() -> None:
 def test_critical_difference_of_demsar() -> None:
     """Four classifiers on 14 datasets: 1.25 (Demsar 2006, section 3.2.2); q of its table 5."""
     rng = np.random.default_rng(0)
-    ranks = stats.rank({name: rng.normal(size=14) for name in "abcd"})
+    ranks = rank({name: rng.normal(size=14) for name in "abcd"})
     assert ranks.difference == pytest.approx(1.25, abs=0.005)
     assert sum(ranks.mean.values()) == pytest.approx(10)
     assert list(ranks.mean.values()) == sorted(ranks.mean.values())
 
 
 def test_groups_that_are_not_told_apart() -> None:
-    ranks = stats.Ranks({"a": 1.0, "b": 1.8, "c": 2.5, "d": 4.7}, 1.0, 0.01, 10)
+    ranks = Ranks({"a": 1.0, "b": 1.8, "c": 2.5, "d": 4.7}, 1.0, 0.01, 10)
     assert ranks.groups == [("a", "b"), ("b", "c")]
 
 

@@ -61,7 +61,7 @@ class Measured:
 
 
 @dataclass
-class Table:
+class AblationTables:
     """One group: values of every step, differences to the step before, and what a reader must know."""
 
     values: Rows
@@ -104,7 +104,7 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
     return Measured(step, recipe, first.settings, first.shots, parameters, cells, len(planned))
 
 
-def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
+def tabulate(steps: Sequence[Measured], trial: Trial) -> AblationTables:
     """The tables of one group; ``trial`` is any of its trials: what was measured on what."""
     metrics = metrics_for(dict.fromkeys(evaluation.classes for evaluation in trial.evaluations))
     theirs = [_published(one.step, trial) for one in steps]
@@ -132,7 +132,7 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
             row["published"] = ", ".join(f"{METRICS[m].short} {away[m]:+.2f}" for m in both) or "-"
             row["direction"] = ", ".join(direction(ours[m], away[m]) for m in both) or "-"
         differences.append(row)
-    return Table(values, differences, _notes(steps, trial, bool(shown)))
+    return AblationTables(values, differences, _notes(steps, trial, bool(shown)))
 
 
 def direction(ours: tuple[float, float, float] | None, theirs: float) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from promptbench.analysis import published
 from promptbench.analysis.summary import frame, summarise
-from promptbench.analysis.vocabulary import AVERAGE, METRICS, headline_metric, span
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, headline_metric, shots_text, span
 from promptbench.errors import UserError, unknown
 from promptbench.trials.benchmarks import DEFAULT
 from promptbench.trials.record import BriefRecord, Fault, Record, read_records
@@ -183,7 +183,7 @@ class Material:
         parts = [f"average of {targets} datasets" if self.where == AVERAGE else self.where]
         seeds = sorted({int(n) for n in rows[rows["shots"] > 0]["seeds"]})
         if seeds:
-            parts += [f"{int(rows['shots'].max())} shots", span(seeds, "seed")]
+            parts += [shots_text([int(rows["shots"].max())]), span(seeds, "seed")]
         return ", ".join([*parts, str(self.summary.attrs["backbone"])])
 
 

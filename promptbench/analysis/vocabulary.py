@@ -8,6 +8,8 @@ import pandas as pd
 AVERAGE = "average"  # stands in the place of a dataset
 ZEROSHOT = "zeroshot"  # the method that others are compared with
 
+NO_AVERAGE = "a dataset, or a seed common to all, is missing"  # why a method has none
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -60,6 +62,17 @@ def span(counts: Iterable[int], noun: str) -> str:
     """How many of something methods have: "3 seeds", "1 to 5 seeds"."""
     least, most = min(counts := sorted(set(counts))), counts[-1]
     return f"{least} {plural(noun, least)}" if least == most else f"{least} to {most} {noun}s"
+
+
+def shots_text(shots: Iterable[int], between: str = ", ") -> str:
+    """Numbers of shots: "1/4/16 shots", "1 shot"."""
+    listed = list(shots)
+    return f"{between.join(map(str, listed))} {plural('shot', 1 if listed == [1] else 2)}"
+
+
+def as_published(method: str) -> str:
+    """How a method is called where its published numbers stand beside measured ones."""
+    return f"{method} (published)"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -562,7 +562,7 @@ def verify(
     """
     from promptbench.analysis.comparison import load_records
     from promptbench.analysis.published import BACKBONES, WEIGHTS
-    from promptbench.analysis.published import verify as compare_with
+    from promptbench.analysis.verification import verify as compare_with
     from promptbench.data.dataset import data_root as resolve
     from promptbench.reporting.tables import markdown
     from promptbench.trials.benchmarks import get_benchmark

@@ -11,7 +11,16 @@ import pandas as pd
 
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.statistics import ALPHA, MOST
-from promptbench.analysis.vocabulary import BY_WEIGHT, METRICS, ZEROSHOT, few, ranges
+from promptbench.analysis.vocabulary import (
+    BY_WEIGHT,
+    METRICS,
+    NO_AVERAGE,
+    ZEROSHOT,
+    few,
+    plural,
+    ranges,
+    shots_text,
+)
 from promptbench.console import fill
 from promptbench.reporting.tables import spread
 
@@ -104,13 +113,13 @@ def sentence(verdict: Verdict) -> str:
     if stand and verdict.best != ZEROSHOT:
         parts.append(f"Against {ZEROSHOT} ({values[ZEROSHOT]:.2f}): {'; '.join(stand)}.")
     if verdict.missing:
-        parts.append(f"Not ranked, as a dataset or a seed common to all is missing: {few(verdict.missing)}.")
+        parts.append(f"Not ranked: {few(verdict.missing)}: {NO_AVERAGE}.")
     return " ".join(parts)
 
 
 def title(verdict: Verdict, several_shots: bool) -> str:
     """What the verdict is about."""
-    shots = f", {verdict.shots} shot{'s' if verdict.shots > 1 else ''}" if several_shots else ""
+    shots = f", {shots_text([verdict.shots])}" if several_shots else ""
     return METRICS[verdict.metric].heading + shots
 
 
@@ -130,7 +139,7 @@ def lead(material: Material) -> str:
     ]
     if usual:
         shots = sorted(set(drawn["shots"]))
-        parts.append(f"{', '.join(map(str, shots))} shot{'s' if shots != [1] else ''}")
+        parts.append(shots_text(shots))
         word = "seed" if usual[0][0].isdigit() else "seeds"
         others = [f"{method}: {own}" for method, own in seeds.items() if own != usual[0][0]]
         parts.append(f"{word} {usual[0][0]}" + (f" ({few(others)})" if others else ""))
@@ -142,16 +151,16 @@ def lead(material: Material) -> str:
 
 
 def _counted(n: int, noun: str, names: Sequence[str]) -> str:
-    return f"{n} {noun}{'s' if n > 1 else ''} ({few(names, 24)})"
+    return f"{n} {plural(noun, n)} ({few(names, 24)})"
 
 
 def caution(verdicts: Sequence[Verdict]) -> str:
-    """How the verdicts are to be read."""
+    """How to read the verdicts."""
     seeds = max((verdict.seeds for verdict in verdicts), default=0)
     if seeds < 2:
         return (
-            "No two methods have two seeds in common, so nothing here can be told from the luck of the draw: "
-            "the order of the methods is that of one draw of training images."
+            "No two methods have two seeds in common, so no difference here can be told from chance: the order "
+            "of the methods is that of one draw of training images."
         )
     text = (
         "Within noise: a paired t-test over the common seeds does not tell the two apart (5 %, Holm's "
@@ -204,7 +213,7 @@ def pair_sentences(pairs: pd.DataFrame) -> list[str]:
             continue
         lines.append(f"  {question}:")
         for (shots, metric), group in tested.groupby(["shots", "metric"], sort=False):
-            name = METRICS[str(metric)].short + (f", {shots} shots" if several else "")
+            name = METRICS[str(metric)].short + (f", {shots_text([int(str(shots))])}" if several else "")
             lines.append(f"    {name}: {_winners(group, column)}.")
     return lines
 

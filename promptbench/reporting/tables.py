@@ -6,7 +6,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from promptbench import console
-from promptbench.analysis.vocabulary import AVERAGE, METRICS, metrics_of, span
+from promptbench.analysis.vocabulary import (
+    AVERAGE,
+    METRICS,
+    NO_AVERAGE,
+    as_published,
+    metrics_of,
+    shots_text,
+    span,
+)
 
 Format = Literal["table", "md", "csv", "latex", "json"]
 
@@ -38,7 +46,7 @@ def _text(summary: pd.DataFrame, intervals: bool) -> pd.DataFrame:
     """The summary as people read it: one column per number."""
     shown = pd.DataFrame({"dataset": summary["dataset"], "method": summary["method"]})
     published = is_published(summary)
-    shown["method"] = shown["method"].where(~published, shown["method"] + " (published)")
+    shown["method"] = shown["method"].where(~published, shown["method"].map(as_published))
     if summary.loc[summary["shots"] > 0, "shots"].nunique() > 1:
         shown["shots"] = [str(int(n)) if n else "-" for n in summary["shots"]]
     for key in metrics_of(summary):
@@ -74,7 +82,7 @@ def caption(summary: pd.DataFrame) -> str:
     trained = rows[rows["shots"] > 0]
     if len(trained):
         shots = sorted(set(trained["shots"].astype(int)))
-        parts.append(f"{'/'.join(map(str, shots))} shot{'s' if shots != [1] else ''}")
+        parts.append(shots_text(shots, "/"))
         seeds = sorted(set(trained[trained["seeds"] > 0]["seeds"].astype(int)))
         if seeds:
             parts.append(span(seeds, "seed"))
@@ -110,7 +118,7 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
     lines += summary.attrs.get("provenance", [])
     lacking = average[average["seeds"] == 0]["method"].unique()
     if len(lacking):
-        lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")
+        lines.append(f"No average for {', '.join(lacking)}: {NO_AVERAGE}.")
     full = average[average["seeds"] > 0]
     most = summary[summary["dataset"] != AVERAGE].groupby(["method", "shots"])["seeds"].max()
     fewer = [

@@ -1,4 +1,4 @@
-"""One HTML file with everything that records of finished runs say: no network, no server, can be mailed.
+"""One HTML file with everything that records of finished runs say. It is self-contained: it can be emailed.
 
 `collect` reads each record once and keeps sums; `build` makes the page from them.
 """
@@ -20,6 +20,7 @@ from promptbench.console import plain
 from promptbench.data.cards import cards
 from promptbench.errors import UserError, unknown
 from promptbench.reporting import sentences as wording
+from promptbench.reporting.html import classes as class_tables
 from promptbench.reporting.html import tables as report_tables
 from promptbench.reporting.html.figures import Embedded, figures
 from promptbench.reporting.html.tables import Fold, Table
@@ -211,8 +212,8 @@ def _section(name: str, found: Collected, records: Sequence[Record], album: Albu
         figures=figures(material),
         datasets=report_tables.by_dataset(summary),
         shots=most,
-        classes=report_tables.per_class(found.mistakes, whose),
-        confusions=report_tables.confusions(found.mistakes, whose, album),
+        classes=class_tables.per_class(found.mistakes, whose),
+        confusions=class_tables.confusions(found.mistakes, whose, album),
         settings=report_tables.settings(by_method),
     )
 

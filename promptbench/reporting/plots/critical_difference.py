@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from promptbench.analysis.statistics import CD_DATASETS, CD_METHODS, rank
+from promptbench.analysis.ranks import CD_DATASETS, CD_METHODS, rank
 from promptbench.analysis.summary import measured
 from promptbench.analysis.vocabulary import METRICS, p_text
 from promptbench.reporting.plots._base import WIDTH, Drawing, Material, declare, look, new_figure

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from promptbench.analysis.vocabulary import as_published
 from promptbench.reporting.plots._base import (
     Drawing,
     Material,
@@ -14,6 +15,7 @@ from promptbench.reporting.plots._base import (
     line,
     panels,
 )
+from promptbench.reporting.tables import is_published
 
 FEW = 8  # more methods have no error bars: they would hide each other
 
@@ -48,18 +50,18 @@ def fewshot(material: Material) -> Drawing:
 
 def _panel(axes: Any, material: Material, rows: pd.DataFrame, metric: str) -> None:
     crowded = material.summary["method"].nunique() > FEW
-    published = rows["source"].notna() if "source" in rows else pd.Series(False, index=rows.index)
-    for is_published, part in ((False, rows[~published]), (True, rows[published])):
+    published = is_published(rows)
+    for hollow, part in ((False, rows[~published]), (True, rows[published])):
         for method, mine in part.groupby("method", sort=False):
             style = line(material, str(method))
-            label = f"{method} (published)" if is_published else str(method)
+            label = as_published(str(method)) if hollow else str(method)
             if not mine["shots"].max():
-                dots = (0, (1, 4)) if is_published else ":"
+                dots = (0, (1, 4)) if hollow else ":"
                 axes.axhline(mine[metric].iloc[0], color=style["color"], linestyle=dots, label=label)
                 continue
             mine = mine.sort_values("shots")
-            hollow = {"mfc": "white", "linestyle": "--"} if is_published else {}
-            axes.plot(mine["shots"], mine[metric], label=label, **style | hollow)
+            drawn = {"mfc": "white", "linestyle": "--"} if hollow else {}
+            axes.plot(mine["shots"], mine[metric], label=label, **style | drawn)
             for row in [] if crowded else mine.to_dict("records"):
                 if bars := error_bars(row, metric):
                     axes.errorbar(
