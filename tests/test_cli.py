@@ -62,7 +62,8 @@ def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -
 
 def test_tables_and_data_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from promptbench.analysis import comparison, confusions, published, summary, verification\n"
+        "import sys\n"
+        "from promptbench.analysis import ablation, comparison, confusions, summary, verification\n"
         "from promptbench.data import check, prepare\n"
         "from promptbench.reporting import pairs, plots, sentences\n"
         "from promptbench.reporting.html import report\n"

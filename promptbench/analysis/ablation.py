@@ -4,7 +4,7 @@ the published ones. Which recipes are steps of which table is declared in ``meth
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from promptbench.analysis import published
 from promptbench.analysis.statistics import Runs, paired
 from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
-from promptbench.methods._base import Recipe, Step, get_recipe, recipes
 from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
+
+if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
+    from promptbench.methods._base import Recipe, Step
 
 Rows = list[dict[str, str]]
 
@@ -27,8 +29,8 @@ class Measured:
     ``planned`` is how many of these there should be, ``settings`` and ``shots`` are those of its trials.
     """
 
-    step: Step
-    recipe: Recipe
+    step: "Step"
+    recipe: "Recipe"
     settings: Mapping[str, Any]
     shots: int
     parameters: int | None
@@ -69,11 +71,13 @@ class AblationTables:
     notes: list[str]
 
 
-def steps_of(method: str) -> dict[str, list[tuple[Step, Recipe]]]:
+def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
     """The ablations of ``method`` by group, in the order of the recipes.
 
     Raises UserError for a name that does not exist or has none.
     """
+    from promptbench.methods._base import get_recipe, recipes
+
     get_recipe(method)
     found: dict[str, list[tuple[Step, Recipe]]] = {}
     known = {step.of for recipe in recipes().values() for step in recipe.ablation}
@@ -89,7 +93,9 @@ def steps_of(method: str) -> dict[str, list[tuple[Step, Recipe]]]:
     return found
 
 
-def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mapping[str, Record]) -> Measured:
+def measure(
+    step: "Step", recipe: "Recipe", trials: Sequence[Trial], records: Mapping[str, Record]
+) -> Measured:
     """A step from the records (by hash) of its ``trials``; those without a record are missing."""
     cells: dict[tuple[str, int], dict[str, float]] = {}
     made = [records[trial.hash] for trial in trials if trial.hash in records]
@@ -150,7 +156,7 @@ def _counts_for(trial: Trial, dataset: str) -> bool:
     return not (get_benchmark(trial.benchmark).transfer and dataset == trial.dataset)
 
 
-def _rows(step: Step, trial: Trial) -> list[dict[str, Any]]:
+def _rows(step: "Step", trial: Trial) -> list[dict[str, Any]]:
     """The published rows of a step, none for a benchmark without published ablations or for other shots."""
     entry = get_benchmark(trial.benchmark).published
     if not step.published or entry is None or not entry.ablations:
@@ -165,7 +171,7 @@ def _rows(step: Step, trial: Trial) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in mine.to_dict("records")]
 
 
-def _published(step: Step, trial: Trial) -> dict[str, float]:
+def _published(step: "Step", trial: Trial) -> dict[str, float]:
     return {row["metric"]: float(row["value"]) for row in _rows(step, trial)}
 
 

@@ -159,8 +159,8 @@ def caution(verdicts: Sequence[Verdict]) -> str:
     seeds = max((verdict.seeds for verdict in verdicts), default=0)
     if seeds < 2:
         return (
-            "No two methods have two seeds in common, so no difference here can be told from chance: the order "
-            "of the methods is that of one draw of training images."
+            "No two methods have two seeds in common, so no difference here can be told from chance: the "
+            "order of the methods is that of one draw of training images."
         )
     text = (
         "Within noise: a paired t-test over the common seeds does not tell the two apart (5 %, Holm's "

@@ -74,8 +74,8 @@ def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> li
         fold.hint = f"most often: {first.true} taken for {first.predicted}"
         if name in album.missing:
             fold.remark = (
-                "The images of this dataset were not available when the report was made. It shows images of "
-                "shipped datasets and of those that --dataset names; links out of their folders are not followed."
+                "The images of this dataset were not available when the report was made. It shows only those "
+                "of shipped datasets and of what --dataset names, and follows no links out of their folders."
             )
     return list(folds.values())
 
