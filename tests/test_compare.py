@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from promptbench.analysis import published
 from promptbench.analysis.comparison import load_frame
 from promptbench.analysis.statistics import all_pairs, harmonic_mean
 from promptbench.analysis.summary import frame, measured, summarise
@@ -17,7 +18,7 @@ from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
 from promptbench.reporting import pairs as pair_tables
 from promptbench.reporting.tables import Format, escape, render
-from promptbench.trials.benchmarks import get_benchmark
+from promptbench.trials.benchmarks import BENCHMARKS, Benchmark, Transfer, get_benchmark
 from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
 from promptbench.trials.trial import Evaluation, Trial
 
@@ -478,3 +479,19 @@ def test_verify_of_transfers() -> None:
     verdicts, notes = check(records[1:], "domain")
     assert ("maple", AVERAGE, "all") not in verdicts
     assert any(note.startswith("average left out") for note in notes)
+
+
+def test_a_benchmark_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns and what is averaged follow from it; nothing else lists benchmarks."""
+    kinds = Benchmark("kinds", "", (4,), "all", ("all", "novel"), {"pocket": Transfer("icons", ("kinds",))})
+    monkeypatch.setitem(BENCHMARKS, "kinds", kinds)
+    assert kinds.metrics == ("all", "novel")
+    assert get_benchmark("base2novel").metrics == ("base", "novel", "hm")
+    one = make("deep", "icons", 1, 8, 9, benchmark="kinds")
+    one.evaluations[1].dataset = "kinds"
+    assert frame([one]).groupby("dataset")["source"].first().to_dict() == {"icons": True, "kinds": False}
+    assert published.lookup("coop", "kinds", "kinds", "all", 4, "ViT-B-16-quickgelu") is None
+    with pytest.raises(UserError, match="Nothing was published for kinds"):
+        published.rows("kinds", "ViT-B-16-quickgelu")
+    with pytest.raises(UserError, match="names no source and targets for kinds"):
+        kinds.datasets("standard")

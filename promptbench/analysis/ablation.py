@@ -158,13 +158,11 @@ def _counts_for(trial: Trial, dataset: str) -> bool:
 
 def _rows(step: "Step", trial: Trial) -> list[dict[str, Any]]:
     """The published rows of a step, none for a benchmark without published ablations or for other shots."""
-    entry = get_benchmark(trial.benchmark).published
-    if not step.published or entry is None or not entry.ablations:
+    if not step.published:
         return []
-    table = published.table()
+    table = published.ablations(trial.benchmark)
     mine = table[
-        (table["benchmark"] == entry.ablations)
-        & (table["method"] == step.published["method"])
+        (table["method"] == step.published["method"])
         & (table["setting"] == step.published["setting"])
         & table["setting"].str.match(rf"{trial.shots}-shot\b")
     ]

@@ -30,6 +30,12 @@ def table() -> pd.DataFrame:
     return pd.read_csv(Path(str(resources.files("promptbench.results"))) / "published.csv")
 
 
+def ablations(benchmark: str) -> pd.DataFrame:
+    """The published rows of ablations on a benchmark, none if it has none."""
+    entry = get_benchmark(benchmark).published
+    return table()[table()["benchmark"] == (entry.ablations if entry else "")]
+
+
 @cache
 def _comparable(benchmark: str, backbone: str) -> pd.DataFrame:
     """The rows of a benchmark and backbone that are the papers' own setting, with their number of shots;
@@ -70,13 +76,15 @@ def rows(benchmark: str, backbone: str) -> pd.DataFrame:
 
     Of the methods here, under their names here, with the parameters of their formula (NaN where these grow
     with the classes); and of others whose number of parameters was published. Seeds are 0, nothing was
-    measured. Raises UserError if nothing was published for the backbone.
+    measured. Raises UserError if nothing was published for the backbone or the benchmark.
     """
     if backbone not in BACKBONES:
         raise UserError(
             f"Nothing was published for the backbone {backbone!r}; published numbers are of "
             f"{', '.join(BACKBONES)}: choose one with --backbone."
         )
+    if get_benchmark(benchmark).published is None:
+        raise UserError(f"Nothing was published for {benchmark}; choose another --benchmark.")
     from promptbench.methods._base import methods
 
     known = _comparable(benchmark, backbone)

@@ -46,7 +46,7 @@ def ablation(material: Material) -> Drawing:
     """
     variants = {name for _, steps, _ in PARTS for _, names, _ in steps for name in names} - {"ivlp", "mmlop"}
     ablation.require(variants & set(material.summary["method"]) and "hm" in material.summary)
-    data = pd.DataFrame([*_measured(material), *_published()])
+    data = pd.DataFrame([*_measured(material), *_published(material.benchmark)])
     figure = new_figure(height=3.9)
     axes = figure.subplots(2, 2, gridspec_kw={"width_ratios": [5, 3]})
     titles = {"measured": f"measured, {material.caption}", "published": f"published, ViT-B/16, arXiv {PAPER}"}
@@ -92,9 +92,9 @@ def _measured(material: Material) -> list[dict[str, Any]]:
     return found
 
 
-def _published() -> list[dict[str, Any]]:
-    table = published.table()
-    table = table[(table["benchmark"] == "ablation") & table["source"].str.contains(PAPER)]
+def _published(benchmark: str) -> list[dict[str, Any]]:
+    table = published.ablations(benchmark)
+    table = table[table["source"].str.contains(PAPER)]
     found = []
     for part, steps, metric in PARTS:
         for step, _, name in steps:
