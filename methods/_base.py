@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout, uses_words
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError, invalid, unknown
 from promptbench.storage import parse_yaml

@@ -6,9 +6,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout, uses_words
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate
 

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Batch, Count, Method, Settings, Shots, trained_rows
 

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
 

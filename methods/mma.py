@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
 from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import uses_words
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
 from promptbench.methods._losses import self_regulation

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Positive
 from promptbench.methods.mmrl import MMRL, MMRLSettings

@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Count, Positive, Rate
 from promptbench.methods.tip_adapter import TipAdapter, TipAdapterSettings

@@ -3,9 +3,10 @@
 from pydantic import Field
 from torch import Tensor
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Count, Method, Positive, Rate, Settings, deep_prompts
 from promptbench.methods._templates import PLAIN

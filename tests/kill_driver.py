@@ -17,13 +17,14 @@ from typing import Any
 import open_clip  # noqa: F401  # imported before the forks, which would each import it again
 
 from promptbench import storage as files
-from promptbench.clip.tokens import encode
+from promptbench.clip.tokenizer import encode
 from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 
 EPOCHS = 2
 

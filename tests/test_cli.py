@@ -62,7 +62,11 @@ def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -
 
 def test_tables_and_data_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from promptbench import check, compare, material, pairwise, plots, prepare, report\n"
+        "import sys\n"
+        "from promptbench.analysis import ablation, comparison, confusions, summary, verification\n"
+        "from promptbench.data import check, prepare\n"
+        "from promptbench.reporting import pairs, plots, sentences\n"
+        "from promptbench.reporting.html import report\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -289,7 +293,7 @@ def test_datasets_that_are_no_benchmark(
 
 
 def test_truncated_weights(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from promptbench.clip.weights import pocket_folder
+    from promptbench.clip.backbones import pocket_folder
 
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((pocket_folder() / "pocket.safetensors").read_bytes()[:100_000])

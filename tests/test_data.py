@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from promptbench.clip.tokens import encode
+from promptbench.clip.tokenizer import encode
 from promptbench.data import cards
 from promptbench.data import dataset as data
-from promptbench.data.dataset import Item
 from promptbench.data.draws import draw_few_shot
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import get_benchmark
 from tests import mini
 
 VIEWS = Views(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench.clip.weights import backbone_shape
+from promptbench.clip.backbones import backbone_shape
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution import worker as worker_module
@@ -22,9 +22,10 @@ from promptbench.execution.execute import execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import Record, read_records
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 
 
 @pytest.fixture

@@ -30,10 +30,11 @@ from promptbench.methods._base import (
     trainable_parameters,
 )
 from promptbench.training.checkpoint import Progress
+from promptbench.training.counts import Evaluation
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import Training, create, fit
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import BENCHMARKS, Evaluation
 
 ALL = sorted(methods())
 TRAINED = [name for name in ALL if methods()[name].Settings.model_fields["epochs"].default]

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from promptbench.clip.arithmetic import Arithmetic, resolve_precision, suitable_threads
+from promptbench.clip.backbones import backbone_shape
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.precision import Precision
-from promptbench.clip.weights import backbone_shape
 from promptbench.data import dataset as data
 from promptbench.data.views import Views, epoch_order
 from promptbench.errors import UserError

@@ -12,6 +12,7 @@ import typer
 from promptbench.cli.options import Compiled, DataRoot, RunOptions, with_run_options
 from promptbench.console import plain, say, steady
 from promptbench.errors import UserError
+from promptbench.reporting import plots as figures
 
 if TYPE_CHECKING:
     from promptbench.data.dataset import Dataset
@@ -34,18 +35,6 @@ def _examples(*lines: str) -> str:
     """An epilog that keeps its lines: rich joins lines that are not paragraphs."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
 
-
-#: `promptbench.reporting.plots.FIGURES`, which is not imported for --help
-FIGURES = (
-    "tradeoff",
-    "base-novel",
-    "heatmap",
-    "fewshot",
-    "curves",
-    "prompts",
-    "ablation",
-    "critical-difference",
-)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.", show_default=True)]
 
@@ -304,7 +293,7 @@ def compare(
     published: Annotated[bool, typer.Option("--published", help="The same as --source both.")] = False,
     plot: Annotated[
         list[str] | None,
-        typer.Option(help=f"Draw a figure too; may be repeated: {', '.join(FIGURES)}."),
+        typer.Option(help=f"Draw a figure too; may be repeated: {', '.join(figures.names())}."),
     ] = None,
     metric: Annotated[str, typer.Option(help="What figures show: hm, base, novel or all.")] = "hm",
     x: Annotated[
@@ -314,13 +303,14 @@ def compare(
     out: Out = Path("results"),
 ) -> None:
     """Table, statistics and figures of all records in the results folder. Nothing is trained."""
-    from promptbench.analysis import pairwise
-    from promptbench.analysis.compare import measured
-    from promptbench.analysis.material import load_material
-    from promptbench.analysis.stats import all_pairs
+    from promptbench.analysis.comparison import load_material
+    from promptbench.analysis.statistics import all_pairs
+    from promptbench.analysis.summary import measured
     from promptbench.errors import unknown
+    from promptbench.reporting import pairs as pair_tables
+    from promptbench.reporting.sentences import pair_summary
     from promptbench.reporting.tables import caption, render
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     costs = {"params": "parameters", "seconds": "seconds", "memory": "memory", "gflop": "gflop"}
     _one_of("--format", style, ("table", "md", "csv", "latex", "json"))
@@ -328,7 +318,12 @@ def compare(
     _one_of("--source", source, ("measured", "published", "both"))
     _one_of("--x", x, tuple(costs))
     for name in plot or ():
-        _one_of("--plot", name, FIGURES)
+        _one_of("--plot", name, figures.names())
+    count = None
+    if x == "gflop":
+        from promptbench.checks.training_step import record_gflop
+
+        count = record_gflop
     material = load_material(
         out,
         get_benchmark(benchmark).name,
@@ -336,6 +331,7 @@ def compare(
         metric,
         costs[x],
         "both" if published else source,  # type: ignore[arg-type]  # checked above
+        count,
     )
     shown = material.shown
     for name in dataset or ():
@@ -345,11 +341,11 @@ def compare(
     if pairs:
         if tested is None or tested.empty:
             raise UserError("--pairs needs records of two methods with every dataset and a common seed.")
-        say(pairwise.render(tested, style, caption(shown)))  # type: ignore[arg-type]
+        say(pair_tables.render(tested, style, caption(shown)))  # type: ignore[arg-type]
     else:
         say(render(shown, style, benchmark, dataset, intervals))  # type: ignore[arg-type]
         if style == "table" and tested is not None:
-            say(pairwise.summary(tested))
+            say(pair_summary(tested))
     if plot:
         from promptbench.reporting.plots import draw
 
@@ -389,7 +385,7 @@ def report(
     """One HTML file of all records: summary, tables, figures, classes, confusions, settings. To be mailed."""
     from promptbench.data import dataset as data
     from promptbench.reporting.html.report import finder, write_report
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     own = [data.load(name, data_root) for name in dict.fromkeys(dataset or ())]
     _tell(own)
@@ -564,12 +560,13 @@ def verify(
 
     With a data root, zero-shot CLIP runs first where it has not yet and the datasets are there.
     """
-    from promptbench.analysis.compare import load_records
+    from promptbench.analysis.comparison import load_records
     from promptbench.analysis.published import BACKBONES, WEIGHTS
-    from promptbench.analysis.published import verify as compare_with
+    from promptbench.analysis.verification import verify as compare_with
     from promptbench.data.dataset import data_root as resolve
     from promptbench.reporting.tables import markdown
-    from promptbench.trials.trial import PRESETS, get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
+    from promptbench.trials.trial import PRESETS
 
     _one_of("--format", style, ("table", "md", "csv", "json"))
     name = get_benchmark(benchmark).name
@@ -669,7 +666,8 @@ def show(
 
 def _find_record(run: str, out: Path) -> "Record":
     """The record in the folder ``run``, else the one under ``out`` whose hash starts so. Raises UserError."""
-    from promptbench.trials.record import RECORD, BriefRecord, Fault, Record, each_record, examine
+    from promptbench.training.files import RECORD
+    from promptbench.trials.record import BriefRecord, Fault, Record, each_record, examine
 
     folder = Path(run).parent if run and Path(run).name == RECORD else Path(run)
     found = examine(folder) if run and os.path.isdir(folder) else None  # noqa: PTH112  # whatever the name
@@ -783,7 +781,8 @@ def _print_tables(outcome: "Outcome") -> None:
     """The table of each benchmark that was run. Raises UserError if a trial failed."""
     if not (outcome.records or outcome.failures):  # nothing was run
         return
-    from promptbench.analysis.compare import frame, render, summarise
+    from promptbench.analysis.summary import frame, summarise
+    from promptbench.reporting.tables import render
 
     for benchmark in dict.fromkeys(record.trial.benchmark for record in outcome.records):
         mine = [record for record in outcome.records if record.trial.benchmark == benchmark]
@@ -878,7 +877,7 @@ def _interruptible(trials: "Sequence[Trial]", out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from promptbench.trials.record import RECORD
+        from promptbench.training.files import RECORD
 
         done = sum((trial.folder(out) / RECORD).exists() for trial in trials)
         message = f"Interrupted: {done} of {len(trials)} trials are done; the same command resumes."
@@ -893,10 +892,10 @@ def _title(benchmark: str, records: Sequence[Any]) -> str:
 
 def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out: Path) -> None:
     """One row per trial, or, where they are very many, per group that differs in nothing but the seed."""
+    from promptbench.clip.backbones import backbone_shape
     from promptbench.clip.memory import estimate
-    from promptbench.clip.weights import backbone_shape
     from promptbench.methods._base import get_method
-    from promptbench.trials.record import RECORD
+    from promptbench.training.files import RECORD
 
     groups: dict[Any, list[Trial]] = {}
     for trial in trials:
@@ -928,9 +927,9 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
-    from promptbench.clip.weights import backbone_shape
+    from promptbench.clip.backbones import backbone_shape
     from promptbench.methods._base import methods, recipes
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     shape = backbone_shape(backbone)
 
@@ -975,13 +974,14 @@ def _list_datasets() -> list[dict[str, str]]:
 
 
 def _list_benchmarks() -> list[dict[str, str]]:
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     return [{"benchmark": b.name, "what it does": b.summary} for b in BENCHMARKS.values()]
 
 
 def _list_backbones() -> list[dict[str, str]]:
-    from promptbench.clip.weights import backbone_shape, backbones, fitting_tags
+    from promptbench.clip.backbones import backbone_shape, backbones
+    from promptbench.clip.weights import fitting_tags
     from promptbench.data.cards import POCKET
 
     rows = []

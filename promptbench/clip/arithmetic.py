@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.precision import Precision
-from promptbench.clip.weights import Shape
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

@@ -21,7 +21,8 @@ from promptbench.clip.cache import FeatureCache
 from promptbench.clip.memory import ActivationMemory, active_precision
 from promptbench.clip.prompts import Prompts as Prompts
 from promptbench.clip.text_tower import TextTower
-from promptbench.clip.tokens import Position, Row, TextLayout, encode, prompt_rows, template_rows
+from promptbench.clip.tokenizer import encode
+from promptbench.clip.tokens import Position, Row, TextLayout, prompt_rows, template_rows
 from promptbench.clip.vision_tower import VisionTower
 from promptbench.data.cards import POCKET
 from promptbench.data.classnames import Classes

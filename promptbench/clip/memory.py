@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
 
 # Numbers of the tower's width that a transformer block keeps per token for its backward pass where the
 # weights are frozen: two norm inputs of the fp32 stream; q, k, v, what attention gives, and the MLP before

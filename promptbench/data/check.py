@@ -11,10 +11,10 @@ from promptbench.data import dataset as data
 from promptbench.data.cards import Card, cards
 from promptbench.data.classnames import readable
 from promptbench.data.contents import SEVERAL
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
 from promptbench.data.images import several_frames
 from promptbench.data.listing import note
-from promptbench.data.splits import overlap
+from promptbench.data.splits import Item, overlap
 from promptbench.errors import UserError, unknown
 
 SAMPLE = 10  # pictures decoded per split where not all are

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.errors import UserError
 
 

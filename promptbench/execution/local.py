@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from promptbench.clip.arithmetic import one_thread
+from promptbench.clip.backbones import Shape, backbone_shape
 from promptbench.clip.memory import free_memory
-from promptbench.clip.weights import Shape, backbone_shape
 from promptbench.errors import UserError
 from promptbench.execution.in_turn import InTurn
 from promptbench.execution.job import Job, Reporter, Results

@@ -11,9 +11,10 @@ from safetensors.torch import save
 from promptbench.clip.arithmetic import Arithmetic
 from promptbench.clip.features import chunks
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.tokens import encode
+from promptbench.clip.tokenizer import encode
 from promptbench.data.classnames import Classes, readable
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.methods._base import Method, get_method, trainable_parameters, trained_rows
 from promptbench.storage import canonical, hash_file, hash_value, write_atomic

@@ -18,12 +18,14 @@ from promptbench.clip.cache import FeatureCache
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.errors import UserError, brief, invalid, shown, unknown
-from promptbench.execution.execute import Executor, Outcome, Reporter, execute
+from promptbench.execution.execute import Outcome, execute
+from promptbench.execution.job import Executor, Reporter
 from promptbench.execution.local import Local
 from promptbench.methods._base import get_recipe, recipes
 from promptbench.storage import read_yaml
+from promptbench.trials.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from promptbench.trials.plan import plan, shard
-from promptbench.trials.trial import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark
+from promptbench.trials.trial import PRESETS, Trial
 
 MOST = 100_000  # trials of one command: planning them takes about ten seconds
 
@@ -232,7 +234,7 @@ def _datasets(
     if not benchmark.transfer:
         source = None
     elif not (source and wanted):
-        usual, others = cards.transfer(suite, benchmark.name)
+        usual, others = benchmark.datasets(suite)
         source, wanted = source or usual, wanted or [name for name in others if name != source]
     found: dict[str, data.Dataset] = {}
     for one in (data.load(name, *how) for name in wanted or cards.suite(suite)):

@@ -32,16 +32,16 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.cards import Half
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.methods._base import get_method
 from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
+from promptbench.training.counts import Counts, Evaluation
 from promptbench.training.device import default_device
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import create
-from promptbench.trials.record import Counts
-from promptbench.trials.trial import Evaluation
 
 SUITE = "pocket"
 CURVE = Path(__file__).with_name("curve.csv")  # of the training that made the shipped weights

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from promptbench.clip.arithmetic import one_thread
+from promptbench.clip.backbones import backbone_shape
 from promptbench.clip.memory import estimate
-from promptbench.clip.weights import backbone_shape
 from promptbench.errors import UserError
 from promptbench.execution.job import Job
 from promptbench.execution.ray.connection import Resources
