@@ -16,7 +16,6 @@ from typing import Any
 
 import open_clip  # noqa: F401  # imported before the forks, which would each import it again
 
-from promptbench import storage as files
 from promptbench.clip.tokens import encode
 from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
@@ -59,7 +58,7 @@ def run(trial: Trial, dataset: data.Dataset, out: Path, die_at: int | None) -> i
                     os.kill(os.getpid(), signal.SIGKILL)
                 original(handle)
 
-            setattr(files.os, "fsync", fsync)  # noqa: B010  # only inside this process
+            os.fsync = fsync  # type: ignore[assignment]  # only inside this process
             outcome = execute([trial], {dataset.name: dataset}, out, PlainReporter())
             status = len(outcome.failures)
         finally:

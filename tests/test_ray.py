@@ -68,8 +68,8 @@ def test_a_cluster_of_ones_own_is_for_this_machine_alone(monkeypatch: pytest.Mon
     def init(address: str | None, **_: Any) -> None:
         asked.append((address, services.get_node_ip_address(), os.environ.get("RAY_AUTH_MODE")))
 
-    monkeypatch.setattr(ray_cluster.ray, "init", init)
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray._raylet.Config", Mock())
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "192.0.2.7")
@@ -353,4 +353,5 @@ def test_shipped_datasets_stay_where_they_are(colours: data.Dataset) -> None:
         with pytest.raises(UserError, match="others"):
             replace(sent, fingerprint="other").load()
     assert portable(colours) is colours
-    assert portable(replace(colours, card=colours.card.model_copy(update={"name": "icons"}))) != "icons"
+    renamed = replace(colours, card=colours.card.model_copy(update={"name": "icons"}))
+    assert portable(renamed) is renamed
