@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._settings import Count, Positive, Rate, Settings
 
 
 class CLIPAdapterSettings(Settings):

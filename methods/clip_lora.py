@@ -13,7 +13,8 @@ from promptbench.clip.tokens import TextLayout, template_rows
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Template
 from promptbench.methods._templates import PLAIN
 
 

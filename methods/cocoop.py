@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class CoCoOpSettings(PromptSettings):

@@ -10,7 +10,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.tokens import TextLayout, uses_words
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class CoOpSettings(PromptSettings):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Settings, Shots, trained_rows
+from promptbench.methods._base import Batch, Method, Shots, trained_rows
+from promptbench.methods._settings import Count, Settings
 
 GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 STEPS = 8

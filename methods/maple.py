@@ -9,7 +9,8 @@ from torch import nn
 from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class MaPLeSettings(PromptSettings):

@@ -11,8 +11,9 @@ from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.tokens import uses_words
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import self_regulation
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 from promptbench.methods._templates import GENERIC_60
 
 

@@ -12,8 +12,9 @@ from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.tokens import TextLayout, template_rows
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings, Wording
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import cosine_distance
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Wording
 
 #: Weight of the distance to frozen CLIP, chosen per dataset by the authors.
 REGULARISATION = {

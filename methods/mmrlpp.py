@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from promptbench.clip.frozen_clip import Prompts
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Positive
+from promptbench.methods._settings import Positive
 from promptbench.methods.mmrl import MMRL, MMRLSettings
 
 #: Weight of the distance to frozen CLIP and share of new tokens, per dataset that is trained on.

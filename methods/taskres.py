@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template, trained_index
+from promptbench.methods._base import Method, trained_index
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Template
 from promptbench.methods._templates import IMAGENET, PLAIN, SELECT_7
 
 

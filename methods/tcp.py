@@ -12,8 +12,9 @@ from promptbench.clip.tokens import TextLayout
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate, Wording
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import cosine_distance
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate, Wording
 
 TOKENS = 4  # class-aware tokens, however long the context is
 # What follows the context, where it is not the end of the dataset's template; and the anchors' wording.

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Positive, Settings, Shots, Template, trained_index
+from promptbench.methods._base import Batch, Method, Shots, trained_index
+from promptbench.methods._settings import Positive, Settings, Template
 from promptbench.methods._templates import IMAGENET, SELECT_7
 
 # Per dataset: largest beta and alpha of the search, alpha to start from.

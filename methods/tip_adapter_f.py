@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Positive, Rate
+from promptbench.methods._settings import Count, Positive, Rate
 from promptbench.methods.tip_adapter import TipAdapter, TipAdapterSettings
 
 

@@ -7,7 +7,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
 from promptbench.clip.tokens import TextLayout, template_rows
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, Rate, Settings
 from promptbench.methods._templates import PLAIN
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Method, Settings
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Settings
 from promptbench.methods._templates import SELECT_7
 
 

@@ -20,7 +20,7 @@ from promptbench.clip.tokens import encode
 from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import BENCHMARKS, Trial
 

@@ -9,7 +9,7 @@ from scipy import stats
 from promptbench.analysis.ablation import Measured, direction, measure, steps_of, tabulate
 from promptbench.analysis.compare import harmonic_mean
 from promptbench.errors import UserError
-from promptbench.methods._base import get_recipe
+from promptbench.methods._registry import get_recipe
 from promptbench.trials.trial import Evaluation, Trial
 from tests.test_cli import arguments, call, records
 from tests.test_compare import make

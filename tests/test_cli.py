@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from promptbench.cli import app as cli
-from promptbench.methods._base import methods
+from promptbench.methods._registry import methods
 
 COMMANDS: list[list[str]] = [
     *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["regress"]),

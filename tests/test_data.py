@@ -18,7 +18,7 @@ from promptbench.data.dataset import Item
 from promptbench.data.draws import draw_few_shot
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import get_benchmark
 from tests import mini

@@ -17,7 +17,7 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.training.loop import Progress
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import BENCHMARKS, Trial

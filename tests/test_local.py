@@ -20,7 +20,7 @@ from promptbench.execution import execute as execute_module
 from promptbench.execution.execute import claim, execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.plan import plan
 from promptbench.trials.record import Record, read_records
 from promptbench.trials.trial import BENCHMARKS, Trial

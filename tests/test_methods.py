@@ -17,17 +17,8 @@ from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
-from promptbench.methods._base import (
-    Batch,
-    Method,
-    Shots,
-    get_method,
-    get_recipe,
-    methods,
-    recipes,
-    resolve_settings,
-    trainable_parameters,
-)
+from promptbench.methods._base import Batch, Method, Shots, trainable_parameters
+from promptbench.methods._registry import get_method, get_recipe, methods, recipes, resolve_settings
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import Progress, autocast, create, fit
 from promptbench.trials.plan import plan

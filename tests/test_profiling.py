@@ -11,7 +11,7 @@ from promptbench.checks.profile import Step, gemm_rate, natural_names
 from promptbench.cli.app import app
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.methods._base import get_recipe, methods
+from promptbench.methods._registry import get_recipe, methods
 from tests.conftest import close
 
 TRAINED = [name for name, kind in methods().items() if kind.trains and kind.Settings().epochs]

@@ -14,7 +14,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import backbone_shape
 from promptbench.data import cards
 from promptbench.data import dataset as data
-from promptbench.methods._base import Method, methods, trainable_parameters
+from promptbench.methods._base import Method, trainable_parameters
+from promptbench.methods._registry import methods
 from promptbench.reporting.tables import AVERAGE, spread
 from promptbench.training.loop import create, fit
 

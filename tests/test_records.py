@@ -15,7 +15,7 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.storage import hash_value
 from promptbench.training import environment
 from promptbench.training.loop import CHECKPOINT, Progress

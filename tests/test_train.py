@@ -23,7 +23,9 @@ from promptbench.data.views import Views, epoch_order
 from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import Batch, Settings, get_method
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method
+from promptbench.methods._settings import Settings
 from promptbench.training import loop as train
 from promptbench.training.environment import suitable_threads
 from promptbench.training.evaluate import evaluate

@@ -12,7 +12,7 @@ from promptbench.analysis import published
 from promptbench.analysis.pairwise import difference_text
 from promptbench.analysis.stats import Runs, paired
 from promptbench.errors import UserError
-from promptbench.methods._base import Recipe, Step, get_recipe, recipes
+from promptbench.methods._registry import Recipe, Step, get_recipe, recipes
 from promptbench.reporting.tables import TITLES
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial, get_benchmark

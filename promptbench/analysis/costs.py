@@ -78,7 +78,7 @@ def step_gflop(material: "Material", method: str, shots: int) -> float:
 def _record_gflop(record: Record) -> float:
     from promptbench.checks.profile import Step, gflop
     from promptbench.data.classnames import Classes
-    from promptbench.methods._base import Recipe, get_method
+    from promptbench.methods._registry import Recipe, get_method
 
     trial = record.trial
     trained = (trial.dataset, trial.train_classes)

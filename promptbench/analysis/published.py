@@ -66,7 +66,7 @@ def lookup(
     method: str, benchmark: str, dataset: str, metric: str, shots: int, backbone: str
 ) -> dict[str, Any] | None:
     """The row to compare with; None if nothing was published. ``metric``: base, novel, hm or all."""
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     kind = get_method(method)
     rows = _comparable(benchmark, backbone)
@@ -91,7 +91,7 @@ def rows(benchmark: str, backbone: str) -> pd.DataFrame:
             f"Nothing was published for the backbone {backbone!r}; published numbers are of "
             f"{', '.join(BACKBONES)}: choose one with --backbone."
         )
-    from promptbench.methods._base import methods
+    from promptbench.methods._registry import methods
 
     known = _comparable(benchmark, backbone)
     ours = {kind.published_name: kind for kind in methods().values() if kind.published_name}
@@ -136,7 +136,7 @@ def beside(rows: pd.DataFrame, summary: pd.DataFrame, benchmark: str) -> pd.Data
 def _parameters(kind: "type[Method]", benchmark: str, shots: int, backbone: str) -> float:
     """By the method's formula, in the paper's setting; NaN where it depends on the number of classes."""
     from promptbench.clip.weights import backbone_shape
-    from promptbench.methods._base import resolve_settings
+    from promptbench.methods._registry import resolve_settings
 
     settings = resolve_settings(kind, benchmark, shots, "")
     one, two = (kind.parameter_count(settings, backbone_shape(backbone), n) for n in (1, 2))
@@ -237,7 +237,7 @@ def _cells(
     summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of `verify` for one summary (see `compare.summarise`)."""
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     found = []
     for row in summary.to_dict("records"):

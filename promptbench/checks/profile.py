@@ -29,7 +29,8 @@ from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
+from promptbench.methods._base import Batch, Method, Shots, trainable_parameters
+from promptbench.methods._registry import Recipe, resolve_settings
 from promptbench.training.loop import DTYPES, autocast, create, make_optimizer
 from promptbench.trials.trial import Precision
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from promptbench.checks.profile import Step, natural_names, timed
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.methods._base import get_recipe
+from promptbench.methods._registry import get_recipe
 from promptbench.training import environment
 from promptbench.trials.sweep import Setup
 

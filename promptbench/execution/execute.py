@@ -20,7 +20,8 @@ from promptbench.data.classnames import readable
 from promptbench.data.dataset import Dataset, Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method, trainable_parameters, trained_rows
+from promptbench.methods._base import trainable_parameters, trained_rows
+from promptbench.methods._registry import get_method
 from promptbench.storage import canonical, hash_file, hash_value, lock, require_writable, sweep, write_atomic
 from promptbench.training import environment
 from promptbench.training.evaluate import evaluate, predict

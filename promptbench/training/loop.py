@@ -25,7 +25,8 @@ from promptbench.data.classnames import Classes
 from promptbench.data.dataset import Dataset, Item
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Settings, Shots
+from promptbench.methods._base import Batch, Method, Shots
+from promptbench.methods._settings import Settings
 from promptbench.storage import canonical, write_atomic
 from promptbench.trials.record import METRICS
 from promptbench.trials.trial import Precision

@@ -12,7 +12,9 @@ from promptbench.data.cards import POCKET
 from promptbench.data.dataset import Dataset
 from promptbench.data.splits import overlap
 from promptbench.errors import UserError
-from promptbench.methods._base import Method, Recipe, Settings, resolve_settings
+from promptbench.methods._base import Method
+from promptbench.methods._registry import Recipe, resolve_settings
+from promptbench.methods._settings import Settings
 from promptbench.storage import hash_value, read_yaml
 from promptbench.trials.trial import Benchmark, Evaluation, Precision, Split, Trial
 

@@ -20,7 +20,7 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError, brief, invalid, shown, unknown
 from promptbench.execution.execute import Executor, Outcome, Reporter, execute
 from promptbench.execution.local import Local
-from promptbench.methods._base import get_recipe, recipes
+from promptbench.methods._registry import get_recipe, recipes
 from promptbench.storage import read_yaml
 from promptbench.trials.plan import plan, shard
 from promptbench.trials.trial import BENCHMARKS, PRESETS, Benchmark, Trial, get_benchmark

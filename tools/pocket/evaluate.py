@@ -34,7 +34,7 @@ from promptbench.data.cards import Half
 from promptbench.data.dataset import Dataset, Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
 from promptbench.training.environment import default_device, suitable_threads
 from promptbench.training.evaluate import evaluate

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from promptbench.checks.parity.case import CONSTANT, Case
 from promptbench.clip.tokens import prompt_rows
-from promptbench.methods._base import Method, Settings
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Settings
 from promptbench.methods._templates import GENERIC_60
 from promptbench.training.loop import Steps, aggregation_weights
 

@@ -22,7 +22,7 @@ from promptbench.clip.weights import backbone_shape
 from promptbench.errors import UserError
 from promptbench.execution.execute import Job, Reporter, Results, Worker, claim
 from promptbench.execution.local import jobs_asked
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.storage import sweep, write_atomic
 from promptbench.training import environment
 from promptbench.training.loop import CHECKPOINT, resolve_precision
