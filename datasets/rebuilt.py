@@ -145,7 +145,8 @@ def _ucf(folder: Path, card: Card) -> Lists:
 def _matlab(path: Path, key: str) -> Sequence[Any]:
     from scipy.io import loadmat
 
-    return loadmat(path, squeeze_me=True)[key]
+    found: Sequence[Any] = loadmat(path, squeeze_me=True)[key]
+    return found
 
 
 RULES: dict[str, Callable[[Path, Card], Lists]] = {

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, uses_words
+from promptbench.clip.tokens import TextLayout, template_rows, uses_words
 from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._settings import Settings
+from promptbench.methods._settings import PromptSettings
+from promptbench.methods._settings import Settings as AnySettings
 
 
 @dataclass
@@ -59,17 +60,17 @@ class Method(nn.Module):
     ``fallback``: what it does for a class it was not trained on.
     """
 
+    settings: AnySettings  # subclasses name their own type, so that what they read is checked
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[frozenset[str]] = frozenset()
     uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training pictures
     unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks it is refused in, and why
     fallback: ClassVar[str] = ""
-    formula: ClassVar[str] = "0"
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[AnySettings]] = AnySettings
     published_name: ClassVar[str] = ""  # its name in results/published.csv
 
-    def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
+    def __init__(self, clip: FrozenCLIP, settings: AnySettings, classes: Classes) -> None:
         """``classes`` is the label space of training; only methods with per-class parameters keep it."""
         super().__init__()
         self.clip = clip
@@ -84,7 +85,7 @@ class Method(nn.Module):
 
     @classmethod
     def parameter_count(cls, settings: Any, shape: Shape, n_classes: int) -> int:
-        """Trainable parameters by the card's formula."""
+        """Trainable parameters by the card's formula; ``settings`` are of the class `Settings`."""
         return 0
 
     @classmethod
@@ -125,14 +126,21 @@ class Method(nn.Module):
         """Text features of the prompted class names before normalisation: [C, e]."""
         return self.clip.text_features(self.layout(classes), self.prompts_for(classes))
 
+    def template(self, classes: Classes) -> str:
+        """The sentence around a class name where no context is learned: by default the dataset's."""
+        return classes.template
+
     def layout(self, classes: Classes) -> TextLayout:
-        """The text that goes into the tower: by default ``<context> <class name>.``"""
-        return self.clip.prompt_layout(classes, self.settings.ctx_init, self.settings.n_ctx)
+        """The text that enters the tower: ``<context> <class name>.``, or the template without a context."""
+        s = self.settings
+        if isinstance(s, PromptSettings):
+            return self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx)
+        return self.clip.layout(template_rows(classes.names, self.template(classes)))
 
     def text_features(self, classes: Classes) -> Tensor:
-        """Unit-norm text features: [C, e]; frozen ones of the dataset's template if no text is learned."""
+        """Unit-norm text features: [C, e]; the frozen ones of `template` if no text is learned."""
         if "text" not in self.trains:
-            return self.clip.frozen_text(classes, (classes.template,))
+            return self.clip.frozen_text(classes, (self.template(classes),))
         return F.normalize(self.raw_text_features(classes), dim=-1)
 
     def text_for(self, image: Tensor, classes: Classes) -> Tensor:

@@ -39,8 +39,8 @@ class CLIPAdapter(Method):
     paper = "arXiv:2110.04544"
     published_name = "CLIP-Adapter"
     trains = frozenset({"head"})
-    formula = "2 e (e / r)"
     Settings = CLIPAdapterSettings
+    settings: CLIPAdapterSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CLIPAdapterSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

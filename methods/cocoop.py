@@ -37,8 +37,8 @@ class CoCoOp(Method):
     paper = "arXiv:2203.05557"
     published_name = "CoCoOp"
     trains = frozenset({"text"})
-    formula = "M d_t + (e h + h) + (h d_t + d_t), h = e // 16"
     Settings = CoCoOpSettings
+    settings: CoCoOpSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CoCoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

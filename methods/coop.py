@@ -54,8 +54,8 @@ class CoOp(Method):
     paper = "arXiv:2109.01134"
     published_name = "CoOp"
     trains = frozenset({"text"})
-    formula = "M * d_t"
     Settings = CoOpSettings
+    settings: CoOpSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

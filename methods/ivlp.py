@@ -43,8 +43,8 @@ class IVLP(Method):
     paper = "arXiv:2210.03117"
     published_name = "IVLP"
     trains = frozenset({"text", "vision"})
-    formula = "J_t n_t d_t + J_v n_v d_v"
     Settings = IVLPSettings
+    settings: IVLPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: IVLPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -37,6 +37,7 @@ class KgCoOp(CoOp):
     paper = "arXiv:2303.13283"
     published_name = "KgCoOp"
     Settings = KgCoOpSettings
+    settings: KgCoOpSettings
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

@@ -44,10 +44,10 @@ class LinearProbe(Method):
     paper = "arXiv:2103.00020"
     published_name = "Linear probe CLIP"
     trains = frozenset({"head"})
-    formula = "(e + 1) C"
     unfit = {"crossdataset": "it has no weights for the classes of other datasets"}
     fallback = "zero-shot where a class was not trained on"
     Settings = LinearProbeSettings
+    settings: LinearProbeSettings
 
     def __init__(self, clip: FrozenCLIP, settings: LinearProbeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

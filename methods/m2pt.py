@@ -40,8 +40,8 @@ class M2PT(Method):
     name = "m2pt"
     paper = "arXiv:2409.15657"
     trains = frozenset({"text", "vision"})
-    formula = "J P (d_v + d_t) + d_v d_t + d_t"
     Settings = M2PTSettings
+    settings: M2PTSettings
 
     def __init__(self, clip: FrozenCLIP, settings: M2PTSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

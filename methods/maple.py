@@ -41,8 +41,8 @@ class MaPLe(Method):
     paper = "arXiv:2210.03117"
     published_name = "MaPLe"
     trains = frozenset({"text", "vision"})
-    formula = "J n d_t + J (d_t d_v + d_v)"
     Settings = MaPLeSettings
+    settings: MaPLeSettings
 
     def __init__(self, clip: FrozenCLIP, settings: MaPLeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -70,8 +70,8 @@ class MMLoP(Method):
     paper = "arXiv:2602.21397"
     published_name = "MMLoP"
     trains = frozenset({"text", "vision"})
-    formula = "J (T r + r d_t + r d_v)"
     Settings = MMLoPSettings
+    settings: MMLoPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: MMLoPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

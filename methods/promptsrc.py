@@ -44,6 +44,7 @@ class PromptSRC(IVLP):
     paper = "arXiv:2307.06948"
     published_name = "PromptSRC"
     Settings = PromptSRCSettings
+    settings: PromptSRCSettings
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

@@ -43,10 +43,10 @@ class TaskRes(Method):
     paper = "arXiv:2211.10277"
     published_name = "TaskRes"
     trains = frozenset({"head"})
-    formula = "C e"
     unfit = {"crossdataset": "it has no residuals for the classes of other datasets"}
     fallback = "no residual, so zero-shot text, for classes it was not trained on"
     Settings = TaskResSettings
+    settings: TaskResSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TaskResSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -64,8 +64,8 @@ class TCP(Method):
     paper = "arXiv:2311.18231"
     published_name = "TCP"
     trains = frozenset({"text"})
-    formula = "M d_t + (e h + h) + (4 h d_t + 4 d_t)"
     Settings = TCPSettings
+    settings: TCPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TCPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -106,8 +106,8 @@ class TCP(Method):
     def class_tokens(self, classes: Classes) -> Tensor:
         """The class-aware tokens: [C, 4, d_t]."""
         hidden = self.down(self.anchors(classes))
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
-        return self.up(hidden).unflatten(-1, (TOKENS, -1))
+        tokens: Tensor = self.up(hidden * torch.sigmoid(1.702 * hidden))
+        return tokens.view(len(tokens), TOKENS, -1)
 
     def raw_text_features(self, classes: Classes) -> Tensor:
         between = [None] * (self.settings.layer - 1)

@@ -70,7 +70,8 @@ class TipAdapter(Method):
     unfit = {"crossdataset": "its cache has no entries for the classes of other datasets"}
     fallback = "no cache entries, so zero-shot, for classes it was not trained on"
     Settings = TipAdapterSettings
-    keys: Any  # [C K, e]
+    settings: TipAdapterSettings
+    keys: Tensor  # [C K, e]
     labels: Tensor  # [C K]
     weights: Tensor  # alpha, beta
 
@@ -139,6 +140,6 @@ class TipAdapter(Method):
 
     def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:
         text, values = classifier
-        image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype)
+        image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype).unbind()
         with torch.autocast(image.device.type, enabled=False):  # as the search, and as every logit
             return self.scores(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

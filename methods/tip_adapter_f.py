@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import Shape
@@ -41,13 +41,14 @@ class TipAdapterF(TipAdapter):
     name = "tip_adapter_f"
     published_name = "Tip-Adapter-F"
     trains = frozenset({"head"})
-    formula = "C K e"
     Settings = TipAdapterFSettings
+    settings: TipAdapterFSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TipAdapterFSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
-        keys: Tensor = self._buffers.pop("keys")
-        self.keys = nn.Parameter(keys)
+        start = self.keys
+        del self.keys
+        self.keys = nn.Parameter(start)
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ZeroShot(Method):
     published_name = "CLIP"
     uses_shots = False
     Settings = ZeroShotSettings
+    settings: ZeroShotSettings
 
     def text_features(self, classes: Classes) -> Tensor:
         templates: tuple[str, ...] = (classes.template,)

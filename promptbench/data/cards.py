@@ -4,7 +4,7 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,6 +14,9 @@ from promptbench.storage import read_yaml
 POCKET = "pocket"  # the embedded default: a backbone and a suite
 Half = Literal["base", "novel", "all"]
 Split = Literal["train", "val", "test"]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Archive(BaseModel):
@@ -84,7 +87,7 @@ class Suite(BaseModel):
     transfer: dict[str, tuple[str, Annotated[tuple[str, ...], Field(min_length=1)]]] = {}
 
 
-def _read(path: Path, what: str, kind: type[Any]) -> Any:
+def _read(path: Path, what: str, kind: type[Model]) -> Model:
     values = read_yaml(path, what)
     if not isinstance(values, dict):
         raise UserError(f"The {what} {path} must map field names to values.")
@@ -130,7 +133,7 @@ def transfer(name: str, benchmark: str) -> tuple[str, tuple[str, ...]]:
     """Source and targets of a transfer benchmark in a suite. Raises UserError if the suite names none."""
     suite(name)
     for path in sorted(_shipped().glob("*/suite.yaml")):
-        found: Suite = _read(path, "suite", Suite)
+        found = _read(path, "suite", Suite)
         if found.suite == name and benchmark in found.transfer:
             return found.transfer[benchmark]
     raise UserError(
