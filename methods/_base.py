@@ -25,7 +25,7 @@ from promptbench.methods._settings import Settings as AnySettings
 
 @dataclass
 class Batch:
-    """One step's pictures: ``labels`` [B]; ``images`` [B, 3, H, W] if the method needs them; ``frozen``
+    """One step's images: ``labels`` [B]; ``images`` [B, 3, H, W] if the method needs them; ``frozen``
     [B, e], the frozen tower's features of the same views before normalisation, if it needs those."""
 
     labels: Tensor
@@ -35,12 +35,12 @@ class Batch:
 
 @dataclass
 class Shots:
-    """The few training pictures as frozen features, for what a method fits in closed form or searches.
+    """The few training images as frozen features, for what a method fits in closed form or searches.
 
     ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), other
     ones than those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
-    and labels [M] of the few-shot validation pictures; None where a dataset has none of its own
-    (ImageNet's are its test pictures).
+    and labels [M] of the few-shot validation images; None where a dataset has none of its own
+    (ImageNet's are its test images).
     """
 
     labels: Tensor
@@ -64,7 +64,7 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[frozenset[str]] = frozenset()
-    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training pictures
+    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training images
     unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks it is refused in, and why
     fallback: ClassVar[str] = ""
     Settings: ClassVar[type[AnySettings]] = AnySettings
@@ -104,7 +104,7 @@ class Method(nn.Module):
 
     @property
     def needs_images(self) -> bool:
-        """Whether the picture goes through this method's own image tower."""
+        """Whether the image goes through this method's own image tower."""
         return "vision" in self.trains
 
     @property

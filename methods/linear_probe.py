@@ -30,13 +30,13 @@ class LinearProbe(Method):
     section 3.2.
 
     Multinomial logistic regression with an L2 penalty on frozen image features, not normalised, of the
-    plain pictures; L-BFGS, at most 1000 iterations. C is chosen by accuracy on the few-shot validation
-    pictures (KaiyangZhou/CoOp: lpclip): seven powers of ten, then eight bisection steps around the best.
-    Where a dataset has no validation pictures of its own (ImageNet), C = 0.316 as in CLIP's own example.
+    plain images; L-BFGS, at most 1000 iterations. C is chosen by accuracy on the few-shot validation
+    images (KaiyangZhou/CoOp: lpclip): seven powers of ten, then eight bisection steps around the best.
+    Where a dataset has no validation images of its own (ImageNet), C = 0.316 as in CLIP's own example.
 
     Trainable parameters: (e + 1) C   (ViT-B/16, 100 classes: 51,300).
 
-    The official script runs ResNet-50 and draws its own pictures; here it is any backbone and the field's
+    The official script runs ResNet-50 and draws its own images; here it is any backbone and the field's
     draw. A label space with a class that was not trained on is classified zero-shot.
     """
 

@@ -64,7 +64,7 @@ class MMRL(Method):
     Trainable parameters: K d_r + n (d_r d_t + d_t) + n (d_r d_v + d_v) + d_v e, n = L + 1 - first_layer
     (ViT-B/16: 4,992,256).
 
-    Settings (yunncheng/MMRL: trainers/mmrl.py, configs): AdamW 0.001, crops of at least half the picture,
+    Settings (yunncheng/MMRL: trainers/mmrl.py, configs): AdamW 0.001, crops of at least half the image,
     text from the dataset's template; l per dataset (others: 1, in fewshot 0.5). base2novel batch 4, 10
     epochs; fewshot batch 32, 50 epochs; ImageNet batch 32, 5 epochs; EuroSAT d_r = 2048; crossdataset and
     domain batch 32, one epoch without warm-up, l = 0.2, d_r = 512. The maps of a tower start as copies of

@@ -282,7 +282,7 @@ def test_nodes_that_are_not_fit(
 ) -> None:
     """Other code, missing data: the command stops and names the node, and nothing is recorded."""
     trials = make_trials(colours, 1)
-    lost = replace(colours, pictures=partial(data.read_file, tmp_path / "lost"))
+    lost = replace(colours, images=partial(data.read_file, tmp_path / "lost"))
     with pytest.raises(UserError, match=r"Node .*: it has no .*lost"):
         machines.execute(trials, {colours.name: lost}, tmp_path / "out", PlainReporter())
     monkeypatch.setattr("promptbench.training.environment.code_hash", lambda: "other")

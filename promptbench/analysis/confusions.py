@@ -175,7 +175,7 @@ class Album:
             self.missing.setdefault(name, text)
             return
         try:
-            picture = dataset.picture(path)
+            picture = dataset.image(path)
         except UserError as error:
             self.missing.setdefault(name, str(error))
             return

@@ -480,7 +480,8 @@ def data_import_draw(
     import re
 
     from promptbench.data.dataset import load
-    from promptbench.data.draws import draw_few_shot, draw_file, import_draw, write_draw
+    from promptbench.data.draws import draw_few_shot, draw_file, write_draw
+    from promptbench.data.official_draws import import_draw
 
     found = re.fullmatch(r"shot_(\d+)-seed_(\d+)\.pkl", file.name)
     if not found:

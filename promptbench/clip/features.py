@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 

@@ -17,7 +17,8 @@ from promptbench.clip.features import chunks
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.tokens import encode
 from promptbench.data.classnames import readable
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import trainable_parameters, trained_rows

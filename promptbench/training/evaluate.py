@@ -10,7 +10,8 @@ from torch import Tensor
 from promptbench.clip.features import chunks, frozen_features, in_chunks, require_finite
 from promptbench.data.cards import Split
 from promptbench.data.classnames import Classes
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method

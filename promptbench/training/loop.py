@@ -22,7 +22,8 @@ from torch import Tensor
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data.classnames import Classes
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Shots

@@ -31,7 +31,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.cards import Half
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.methods._registry import get_method
@@ -263,7 +264,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
         pen.text((left, top), name, "black", font)
         stream = random.Random(f"sheet {dataset.name} {name}")
         for i, item in enumerate(_some(dataset, label, stream)):
-            picture = ImageOps.pad(dataset.picture(item.path), (PICTURE, PICTURE), color="white")
+            picture = ImageOps.pad(dataset.image(item.path), (PICTURE, PICTURE), color="white")
             sheet.paste(picture, (left + i * (PICTURE + GAP), top + LABEL))
     return sheet
 
