@@ -10,19 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TREE = ROOT / "build" / "tree"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
 #: Folders of the checkout that hold Python files, and their places in the copy.
 PLACES = {
-    "promptbench": "promptbench",
-    "methods": "promptbench/methods",
-    "datasets": "promptbench/datasets",
-    "results": "promptbench/results",
-    "tools": "tools",
-    "tests": "tests",
+    **{folder: name.replace(".", "/") for name, folder in SETTINGS["setuptools"]["package-dir"].items()},
+    **{"tools": "tools", "tests": "tests"},
 }
 COMMANDS = {
     "mypy": ["-m", "mypy"],
