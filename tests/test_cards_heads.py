@@ -21,7 +21,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Shots, get_method, resolve_settings
+from promptbench.methods._base import Batch, Shots
+from promptbench.methods._registry import get_method, resolve_settings
 from promptbench.training.loop import Training, create, fit
 from tests.plain import tokenize
 

@@ -21,7 +21,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Method, get_method, resolve_settings, trainable_parameters
+from promptbench.methods._base import Batch, Method, trainable_parameters
+from promptbench.methods._registry import get_method, resolve_settings
 from promptbench.methods._templates import GENERIC_60
 from promptbench.training.loop import Training, create, fit
 from promptbench.training.schedule import aggregation_weights

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from promptbench.cli import app as cli
-from promptbench.methods._base import methods
+from promptbench.methods._registry import methods
 
 COMMANDS: list[list[str]] = [
     *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["regress"]),
@@ -313,7 +313,7 @@ def test_finished_work_outlives_a_failure(
     both = ["--dataset", str(bad), *arguments(card, out)]
     assert call("run", "zeroshot", "coop", *both) == 2
     shown = capsys.readouterr()
-    assert "images/0/test0.png' of broken cannot be read (no image of a known kind)" in shown.err
+    assert "images/0/test0.png' of broken cannot be read (not an image of a known format)" in shown.err
     assert "(2 trials failed)" in shown.err
     assert "colours" in shown.out
     assert [r["trial"]["dataset"] for r in records(out)] == ["colours", "colours"]

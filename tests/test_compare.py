@@ -333,7 +333,7 @@ def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
     import yaml
 
     from promptbench.clip.backbones import pocket_folder
-    from promptbench.methods._base import get_recipe
+    from promptbench.methods._registry import get_recipe
     from promptbench.trials.plan import tuned_settings
 
     chosen = yaml.safe_load((pocket_folder() / "settings.yaml").read_text())

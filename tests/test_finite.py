@@ -13,7 +13,7 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import dataset as data
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.training.device import default_device
 from promptbench.training.evaluate import predict
 from promptbench.training.loop import create

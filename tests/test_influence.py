@@ -9,7 +9,7 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import template_rows
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.training.influence import influence
 
 

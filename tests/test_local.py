@@ -21,7 +21,7 @@ from promptbench.execution.claims import claim
 from promptbench.execution.execute import execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import Record, read_records

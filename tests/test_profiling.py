@@ -12,7 +12,7 @@ from promptbench.checks.training_step import TrainingStep, natural_names
 from promptbench.cli.app import app
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.errors import UserError
-from promptbench.methods._base import get_recipe, methods
+from promptbench.methods._registry import get_recipe, methods
 from tests.conftest import close
 
 TRAINED = [name for name, kind in methods().items() if kind.trains and kind.Settings().epochs]

@@ -24,7 +24,7 @@ from promptbench.execution.claims import claim
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.job import Job
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.training.checkpoint import Progress
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
@@ -71,8 +71,8 @@ def test_a_cluster_of_ones_own_is_for_this_machine_alone(monkeypatch: pytest.Mon
     def init(address: str | None, **_: Any) -> None:
         asked.append((address, services.get_node_ip_address(), os.environ.get("RAY_AUTH_MODE")))
 
-    monkeypatch.setattr(ray_cluster.ray, "init", init)
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray._raylet.Config", Mock())
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "192.0.2.7")
@@ -285,7 +285,7 @@ def test_nodes_that_are_not_fit(
 ) -> None:
     """Other code, missing data: the command stops and names the node, and nothing is recorded."""
     trials = make_trials(colours, 1)
-    lost = replace(colours, pictures=partial(data.read_file, tmp_path / "lost"))
+    lost = replace(colours, images=partial(data.read_file, tmp_path / "lost"))
     with pytest.raises(UserError, match=r"Node .*: it has no .*lost"):
         machines.execute(trials, {colours.name: lost}, tmp_path / "out", PlainReporter())
     monkeypatch.setattr("promptbench.execution.ray.driver.code_hash", lambda: "other")
@@ -356,4 +356,5 @@ def test_shipped_datasets_stay_where_they_are(colours: data.Dataset) -> None:
         with pytest.raises(UserError, match="others"):
             replace(sent, fingerprint="other").load()
     assert portable(colours) is colours
-    assert portable(replace(colours, card=colours.card.model_copy(update={"name": "icons"}))) != "icons"
+    renamed = replace(colours, card=colours.card.model_copy(update={"name": "icons"}))
+    assert portable(renamed) is renamed

@@ -16,7 +16,8 @@ from promptbench.clip.backbones import backbone_shape
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
-from promptbench.methods._base import Method, methods, trainable_parameters
+from promptbench.methods._base import Method, trainable_parameters
+from promptbench.methods._registry import methods
 from promptbench.reporting.tables import render, spread
 from promptbench.training.loop import Training, create, fit
 

@@ -16,7 +16,7 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.reporting.tables import render
 from promptbench.storage import hash_value
 from promptbench.training import provenance

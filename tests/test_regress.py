@@ -16,7 +16,8 @@ from promptbench.checks.regress import Fresh, compare
 from promptbench.checks.steptime import Pace, against
 from promptbench.cli.options import RunOptions
 from promptbench.execution import local
-from promptbench.methods._base import Method, get_method
+from promptbench.methods._base import Method
+from promptbench.methods._registry import get_method
 from promptbench.trials.sweep import Sweep, parse_sweep, prepare, read_sweep
 from tests.conftest import write_dataset
 from tests.test_cli import call

@@ -21,11 +21,14 @@ from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.precision import Precision
 from promptbench.data import dataset as data
+from promptbench.data.cards import Half
 from promptbench.data.views import Views, epoch_order
 from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import Batch, Settings, get_method
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method
+from promptbench.methods._settings import Settings
 from promptbench.training import loop as train
 from promptbench.training.checkpoint import Progress
 from promptbench.training.counts import Evaluation
@@ -134,7 +137,7 @@ def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str
     for epoch, lr in enumerate((1e-5, 0.03)):
         for batch in epoch_order(len(items), 4, 7, epoch):
             chosen = [items[i] for i in batch]
-            pictures = [views.train(dataset.picture(c.path), 7, epoch, c.path) for c in chosen]
+            pictures = [views.train(dataset.image(c.path), 7, epoch, c.path) for c in chosen]
             images = views.normalise(torch.stack(pictures))
             labels = torch.tensor([c.label for c in chosen])
             with torch.no_grad():
@@ -217,7 +220,7 @@ def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) ->
     views = Views(**clip.preprocess)
     features = frozen_features(clip, colours, items, views, (1, 2))
     for i in (0, 5, 11):
-        view = views.train(colours.picture(items[i].path), 1, 2, items[i].path)
+        view = views.train(colours.image(items[i].path), 1, 2, items[i].path)
         assert torch.allclose(features[i], clip.image_features(views.normalise(view[None]))[0], atol=1e-5)
 
 
@@ -322,13 +325,13 @@ def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
     """Counts per class add up, labels compete only inside their half, and agree with plain argmax."""
     kind = get_method("zeroshot")
     method = create(kind, clip, kind.Settings(), colours.classes(), seed=1)
-    halves: tuple[data.Half, ...] = ("base", "novel", "all")
+    halves: tuple[Half, ...] = ("base", "novel", "all")
     for half in halves:
         evaluation = Evaluation(dataset="colours", classes=half)
         counts = evaluate(method, colours, evaluation).counts
         items = colours.items("test", half)
         views = Views(**clip.preprocess)
-        images = views.normalise(torch.stack([views.test(colours.picture(item.path)) for item in items]))
+        images = views.normalise(torch.stack([views.test(colours.image(item.path)) for item in items]))
         tokens = plain.tokenize([f"a photo of a {n.replace('_', ' ')}." for n in colours.classes(half).names])
         text = clip.model.encode_text(tokens, normalize=True)
         guess = (clip.model.encode_image(images) @ text.T).argmax(dim=-1)

@@ -176,7 +176,7 @@ class Album:
             self.missing.setdefault(name, text)
             return
         try:
-            image = dataset.picture(path)
+            image = dataset.image(path)
         except UserError as error:
             self.missing.setdefault(name, str(error))
             return

@@ -109,7 +109,7 @@ def _cells(
     summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of `verify` for one summary (see `summary.summarise`)."""
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     found = []
     for row in summary.to_dict("records"):

@@ -26,7 +26,8 @@ from promptbench.clip.arithmetic import DTYPES
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.precision import Precision
 from promptbench.data.views import Views
-from promptbench.methods._base import Recipe, trainable_parameters
+from promptbench.methods._base import trainable_parameters
+from promptbench.methods._registry import Recipe
 
 
 @dataclass(frozen=True)

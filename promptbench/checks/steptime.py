@@ -13,7 +13,7 @@ from torch import nn
 from promptbench.checks.training_step import TrainingStep, natural_names, timed
 from promptbench.clip.arithmetic import suitable_threads
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.methods._base import get_recipe
+from promptbench.methods._registry import get_recipe
 from promptbench.trials.sweep import Setup
 
 ROUNDS = 25  # timed steps of each method and of the reference, in turn

@@ -20,7 +20,8 @@ from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Recipe, Shots, get_method, resolve_settings
+from promptbench.methods._base import Batch, Method, Shots
+from promptbench.methods._registry import Recipe, get_method, resolve_settings
 from promptbench.training.loop import create
 from promptbench.training.steps import make_optimizer
 from promptbench.trials.benchmarks import DEFAULT

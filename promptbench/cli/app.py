@@ -85,7 +85,7 @@ def run(
     options: RunOptions,
 ) -> None:
     """Train methods and evaluate them; a trial that is done is not run again, one cut off goes on."""
-    from promptbench.methods._base import get_recipe
+    from promptbench.methods._registry import get_recipe
     from promptbench.trials.sweep import Sweep
 
     names = [get_recipe(name).name for name in methods]
@@ -236,7 +236,7 @@ def profile(
     from promptbench.clip.arithmetic import resolve_precision, suitable_threads
     from promptbench.clip.frozen_clip import FrozenCLIP
     from promptbench.data.cards import POCKET
-    from promptbench.methods._base import get_recipe
+    from promptbench.methods._registry import get_recipe
     from promptbench.training.device import default_device
 
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
@@ -476,7 +476,8 @@ def data_import_draw(
     import re
 
     from promptbench.data.dataset import load
-    from promptbench.data.draws import draw_few_shot, draw_file, import_draw, write_draw
+    from promptbench.data.draws import draw_few_shot, draw_file, write_draw
+    from promptbench.data.official_draws import import_draw
 
     found = re.fullmatch(r"shot_(\d+)-seed_(\d+)\.pkl", file.name)
     if not found:
@@ -800,7 +801,7 @@ def _raise_failure(outcome: "Outcome") -> None:
 def _overrides(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``["rank=2", "coop.lr=0.1"]`` -> settings by method name; a key alone goes to all that know it."""
     from promptbench.errors import unknown
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
     from promptbench.storage import parse_yaml
 
     found: dict[str, dict[str, Any]] = {name: {} for name in methods}
@@ -894,7 +895,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
     """One row per trial, or, where they are very many, per group that differs in nothing but the seed."""
     from promptbench.clip.backbones import backbone_shape
     from promptbench.clip.memory import estimate
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
     from promptbench.training.files import RECORD
 
     groups: dict[Any, list[Trial]] = {}
@@ -928,7 +929,7 @@ def _show_plan(trials: "Sequence[Trial]", datasets: "Mapping[str, Dataset]", out
 
 def _list_methods(backbone: str) -> list[dict[str, str]]:
     from promptbench.clip.backbones import backbone_shape
-    from promptbench.methods._base import methods, recipes
+    from promptbench.methods._registry import methods, recipes
     from promptbench.trials.benchmarks import BENCHMARKS
 
     shape = backbone_shape(backbone)

@@ -16,7 +16,8 @@ from promptbench.data.classnames import Classes, readable
 from promptbench.data.dataset import Dataset
 from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
-from promptbench.methods._base import Method, get_method, trainable_parameters, trained_rows
+from promptbench.methods._base import Method, trainable_parameters, trained_rows
+from promptbench.methods._registry import get_method
 from promptbench.storage import canonical, hash_file, hash_value, write_atomic
 from promptbench.training.checkpoint import Progress, Report
 from promptbench.training.evaluate import Answers, evaluate, predict

@@ -2,7 +2,7 @@
 
 import math
 
-from promptbench.methods._base import Settings
+from promptbench.methods._settings import Settings
 
 
 def learning_rate(settings: Settings, epoch: float, epochs: float | None = None) -> float:

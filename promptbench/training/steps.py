@@ -8,7 +8,8 @@ from torch import Tensor
 
 from promptbench.clip.arithmetic import CPU_FP32, Arithmetic
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Method, Settings
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._settings import Settings
 from promptbench.training.schedule import learning_rate
 
 

@@ -21,7 +21,7 @@ from promptbench.errors import UserError, brief, invalid, shown, unknown
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.job import Executor, Reporter
 from promptbench.execution.local import Local
-from promptbench.methods._base import get_recipe, recipes
+from promptbench.methods._registry import get_recipe, recipes
 from promptbench.storage import read_yaml
 from promptbench.trials.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from promptbench.trials.plan import plan, shard

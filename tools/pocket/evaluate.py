@@ -36,7 +36,7 @@ from promptbench.data.dataset import Dataset
 from promptbench.data.splits import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
 from promptbench.training.counts import Counts, Evaluation
 from promptbench.training.device import default_device
@@ -269,7 +269,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
         pen.text((left, top), name, "black", font)
         stream = random.Random(f"sheet {dataset.name} {name}")
         for i, item in enumerate(_some(dataset, label, stream)):
-            picture = ImageOps.pad(dataset.picture(item.path), (PICTURE, PICTURE), color="white")
+            picture = ImageOps.pad(dataset.image(item.path), (PICTURE, PICTURE), color="white")
             sheet.paste(picture, (left + i * (PICTURE + GAP), top + LABEL))
     return sheet
 

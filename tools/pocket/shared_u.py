@@ -25,7 +25,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.views import Views, epoch_order, load_batches
-from promptbench.methods._base import Batch, get_method, get_recipe, resolve_settings
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method, get_recipe, resolve_settings
 from promptbench.storage import default_folder
 from promptbench.training.files import PROMPTS
 from promptbench.training.loop import create

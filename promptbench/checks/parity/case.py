@@ -16,7 +16,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.tokens import Row, template_rows
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, get_method
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._registry import get_method
 from promptbench.training.loop import create
 from promptbench.training.steps import Steps
 

@@ -211,13 +211,14 @@ def place_of(tower: str, block: int, key: str) -> str:
 
 def mask(method: Any, number: int, compare: Comparison) -> None:
     """Let a method in training drop what the official code dropped in step ``number``."""
-    kept = 1 - method.settings.dropout
+    share: float = 1 - method.settings.dropout
 
     def drop(tower: str, layer: int, key: str, h: Tensor) -> Tensor:
         if not method.training:
             return h
         elements = compare.take(f"mask{number}.{place_of(tower, layer, key)}")
         rows, length, width = h.shape
-        return h * elements.view(length, rows, width).transpose(0, 1) / kept
+        kept: Tensor = elements.view(length, rows, width).transpose(0, 1)
+        return h * kept / share
 
     method.drop = drop

@@ -8,7 +8,7 @@ from promptbench.clip.memory import estimate
 from promptbench.errors import UserError
 from promptbench.execution.job import Job
 from promptbench.execution.ray.connection import Resources
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.trial import Trial
 
 
