@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptbench.cli import app as cli
+from promptbench import cli
 from promptbench.methods._base import methods
 
 COMMANDS: list[list[str]] = [
@@ -62,7 +62,10 @@ def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -
 
 def test_tables_and_data_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from promptbench import check, compare, material, pairwise, plots, prepare, report\n"
+        "import sys; from promptbench.analysis import compare, material, pairwise\n"
+        "from promptbench.data import check, prepare\n"
+        "from promptbench.reporting import plots\n"
+        "from promptbench.reporting.html import report\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -508,6 +511,7 @@ def test_verify_takes_what_is_there(
 
     from promptbench.data import dataset as data
     from promptbench.errors import UserError
+    from promptbench.execution.execute import Outcome
     from tests.test_compare import published_record
 
     record = published_record("maple", "dtd", 80, 60)
@@ -515,11 +519,11 @@ def test_verify_takes_what_is_there(
     verify = ["verify", "--out", str(tmp_path), "--data-root", str(tmp_path), "--format", "csv"]
     ran: list[Any] = []
 
-    def run(*_: Any, **options: Any) -> None:
-        ran.append(options)
-        print("a table")
+    def prepare(sweep: Any, options: Any) -> Any:
+        ran.append(sweep)
+        return SimpleNamespace(trials=list, run=lambda trials: Outcome())
 
-    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr("promptbench.checks.verify.prepare", prepare)
     assert call(*verify) in (0, 1)  # nothing is there
     shown = capsys.readouterr()
     assert not ran
@@ -536,9 +540,7 @@ def test_verify_takes_what_is_there(
     monkeypatch.setattr(data, "load", load)
     assert call(*verify) in (0, 1)
     shown = capsys.readouterr()
-    assert [(set(options["dataset"]), options["pretrained"]) for options in ran] == [
-        ({"dtd", "imagenet"}, "openai")
-    ]
+    assert [(set(sweep.datasets), sweep.pretrained) for sweep in ran] == [({"dtd", "imagenet"}, "openai")]
     assert "zero-shot left out: food101: non-standard split: small" in shown.err
     assert shown.out.startswith("method,dataset,")
     assert call(*verify, "--benchmark", "crossdataset") == 2  # one trial over all: not with some missing

@@ -14,10 +14,11 @@ from promptbench.checks import regress, steptime
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.regress import Fresh, compare
 from promptbench.checks.steptime import Pace, against
-from promptbench.cli.options import RunOptions
 from promptbench.execution import local
+from promptbench.execution.options import RunOptions
+from promptbench.execution.setup import prepare
 from promptbench.methods._base import Method, get_method
-from promptbench.trials.sweep import Sweep, parse_sweep, prepare, read_sweep
+from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from tests.conftest import write_dataset
 from tests.test_cli import call
 

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptbench.data.cards import Half
 from promptbench.errors import UserError, invalid
+from promptbench.execution.setup import Setup
 from promptbench.storage import write_atomic
-from promptbench.trials.sweep import Setup
 
 
 class Limits(BaseModel):

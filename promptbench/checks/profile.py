@@ -9,6 +9,7 @@ in turn in one process, and the medians are compared.
 import gc
 import io
 import itertools
+import json
 import os
 import statistics
 import time
@@ -29,8 +30,17 @@ from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Recipe, Shots, resolve_settings, trainable_parameters
-from promptbench.training.loop import DTYPES, autocast, create, make_optimizer
+from promptbench.methods._base import (
+    Batch,
+    Method,
+    Recipe,
+    Shots,
+    get_recipe,
+    resolve_settings,
+    trainable_parameters,
+)
+from promptbench.training import environment
+from promptbench.training.loop import DTYPES, autocast, create, make_optimizer, resolve_precision
 from promptbench.trials.trial import Precision
 
 SHOTS = 16
@@ -63,6 +73,45 @@ class Cost:
     reference_seconds: float | None = None
     ratio: float | None = None
     reference_peak_bytes: int | None = None
+
+
+USUAL = ("coop", "ivlp", "maple", "promptsrc", "mmlop")
+
+
+def measure(
+    methods: Sequence[str] = (),
+    backbone: str = cards.POCKET,
+    pretrained: str | None = None,
+    n_classes: Sequence[int] = (50, 500),
+    batch: int = 4,
+    reference: bool = False,
+    repeats: int = 3,
+    device: str | None = None,
+    precision: str = "auto",
+    compiled: bool = False,
+) -> Iterator[Cost]:
+    """`profile` by names: of ``methods`` (none: five prompt methods) on a backbone and a device.
+
+    Without ``pretrained`` the weights are random, except those of the embedded backbone. Raises UserError as
+    `profile`, and for names that do not exist.
+    """
+    recipes = [get_recipe(name) for name in methods or USUAL]
+    where = environment.default_device(device)
+    if pretrained is None and backbone != cards.POCKET:
+        clip = FrozenCLIP.untrained(backbone, where)
+    else:
+        clip = FrozenCLIP.load(backbone, pretrained, where)
+    if compiled:
+        clip.compile()
+    with environment.suitable_threads(where, clip.shape):
+        yield from profile(
+            recipes, clip, n_classes, batch, reference, repeats, resolve_precision(where, precision)
+        )
+
+
+def as_json(rows: Sequence[Cost]) -> str:
+    """The rows as a JSON list."""
+    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 def profile(

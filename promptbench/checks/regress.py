@@ -1,6 +1,7 @@
 """The nightly check: run a recipe anew and hold it against a baseline file. See docs/regress.md."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,14 +14,16 @@ import numpy as np
 from promptbench.analysis.stats import jackknife
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.steptime import ATTEMPTS, Pace, against, make_timer
-from promptbench.cli.options import RunOptions
 from promptbench.clip.cache import FeatureCache
+from promptbench.console import plain
 from promptbench.errors import UserError
+from promptbench.execution.options import RunOptions
 from promptbench.execution.progress import make_reporter
+from promptbench.execution.setup import Setup, prepare
 from promptbench.reporting.tables import markdown
 from promptbench.training import environment
 from promptbench.trials.record import Record
-from promptbench.trials.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
+from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from promptbench.trials.trial import Trial
 
 
@@ -232,6 +235,18 @@ def summary(report: Report, baseline: Baseline) -> str:
         *map(markdown, report.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def publish(text: str) -> str:
+    """Append ``text`` to the summary of a GitHub Actions step, if this is one; a sentence if that fails."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        try:
+            with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(plain(text, keep="\n"))
+        except (OSError, ValueError) as error:
+            return f"GITHUB_STEP_SUMMARY={path} was not written ({error})."
+    return ""
 
 
 # ---------------------------------------------------------------------- the two commands

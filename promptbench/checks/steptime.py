@@ -12,9 +12,9 @@ from torch import nn
 
 from promptbench.checks.profile import Step, natural_names, timed
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.execution.setup import Setup
 from promptbench.methods._base import get_recipe
 from promptbench.training import environment
-from promptbench.trials.sweep import Setup
 
 ROUNDS = 25  # timed steps of each method and of the reference, in turn
 ATTEMPTS = 3  # a step is slower only if it was in each of them
