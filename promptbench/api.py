@@ -210,7 +210,11 @@ def load(
 
     ``path``: the trial's folder, or its prompts.safetensors or record.json. The classes are those it was
     trained on, or ``classes`` by name. ``dataset`` is needed where the dataset's name alone does not find it:
-    a card, a folder, or what `load_dataset` returned (another template, imported draws). ``pretrained``: where the backbone's weights are now, if they were moved.
+    a card, a folder, or what `load_dataset` returned (another template, imported draws). ``pretrained``:
+    where the backbone's weights are now, if they were moved.
+
+    The result also has ``classnames``, ``probabilities(images)`` and ``predict(images)``; images are PIL
+    images or a normalised tensor [B, 3, H, W].
     Raises UserError if the record or its files are missing or damaged, and if the weights or the dataset are
     not those of the record.
     """

@@ -45,9 +45,10 @@ def presets() -> list[str]:
 
 
 def backbones() -> list[str]:
-    from promptbench.clip.weights import backbones
+    from promptbench.clip.architectures import native
+    from promptbench.data.cards import POCKET
 
-    return backbones()
+    return [POCKET, *native()]
 
 
 def figures() -> list[str]:

@@ -148,7 +148,7 @@ def _dataset(record: Record, given: str | Path | data.Dataset | None, data_root:
             raise UserError(f"{error} Give the dataset with dataset=..., a card or a folder.") from None
     if found.fingerprint != record.hashes.get("data"):
         raise UserError(
-            f"The dataset {found.name} is not as it was when the trial was trained: its class names, splits or "
+            f"The dataset {found.name} has changed since the trial was trained: its class names, splits or "
             "images differ; give the right one with dataset=..."
         )
     return found

@@ -70,10 +70,10 @@ class Trial(BaseModel):
         content["settings"] = {k: v for k, v in settings if k not in _LATER or v != _LATER[k]}
         return hash_value(content)
 
-    def folder(self, out: Path) -> Path:
-        """Where the trial's files go under the output folder."""
+    def folder(self, out: Path | str) -> Path:
+        """Where the trial's files are under the results folder ``out``."""
         name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
-        return out.joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
+        return Path(out).joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
 
     @property
     def label(self) -> str:
