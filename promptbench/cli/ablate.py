@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 from promptbench.cli import names
-from promptbench.cli.options import Options, with_run_options
+from promptbench.cli.given import sweep_from, with_run_options
+from promptbench.cli.options import Options
 from promptbench.cli.run import perform, print_tables
 from promptbench.console import say
 
@@ -48,7 +49,7 @@ def ablate(
             raise unknown("value of --group", name, groups)
     groups = {name: steps for name, steps in groups.items() if name in (group or groups)}
     recipes = dict.fromkeys(recipe.name for steps in groups.values() for _, recipe in steps)
-    asked = options.sweep(sweep_of(recipes, shots=(16,)))
+    asked = sweep_from(options, sweep_of(recipes, shots=(16,)))
     if len(asked.shots or ()) > 1:
         raise UserError("Ablations need a single --shots value.")
     setup, outcome = perform(asked, options)

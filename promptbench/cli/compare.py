@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from promptbench.cli import names
-from promptbench.cli.options import BENCHMARK_HELP, Backbone, Out
+from promptbench.cli.options import BENCHMARK, Backbone, Out
 from promptbench.console import say
 
 EXAMPLES = (
@@ -22,7 +22,7 @@ COSTS = {"params": "parameters", "seconds": "seconds", "memory": "memory", "gflo
 def compare(
     benchmark: Annotated[
         str,
-        typer.Option(metavar="NAME", help=BENCHMARK_HELP, autocompletion=names.completing(names.benchmarks)),
+        typer.Option(metavar="NAME", help=BENCHMARK, autocompletion=names.completing(names.benchmarks)),
     ] = "base2novel",
     backbone: Backbone = None,
     style: Annotated[

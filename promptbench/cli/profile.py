@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from promptbench.cli import names
-from promptbench.cli.options import COMPILE, PRECISION
+from promptbench.cli.options import BACKBONE, COMPILE, PRECISION
 from promptbench.console import say
 
 EXAMPLES = (
@@ -30,7 +30,7 @@ def profile(
         str,
         typer.Option(
             metavar="NAME",
-            help="See `promptbench ls backbones`.",
+            help=BACKBONE,
             autocompletion=names.completing(names.backbones),
         ),
     ] = "pocket",
@@ -57,8 +57,8 @@ def profile(
         str | None,
         typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 ...; default: CUDA if there is a GPU."),
     ] = None,
-    precision: Annotated[str, names.choice("--precision", PRECISIONS, PRECISION["help"])] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", **COMPILE)] = False,
+    precision: Annotated[str, names.choice("--precision", PRECISIONS, PRECISION)] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help=COMPILE)] = False,
     style: Annotated[
         Literal["table", "csv", "json"], names.choice("--format", FORMATS, "Format of the results.")
     ] = "table",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptbench.cli import names
-from promptbench.cli.options import Options, with_run_options
+from promptbench.cli.given import how, sweep_from, with_run_options
+from promptbench.cli.options import Options
 from promptbench.cli.printing import print_notes, print_rows
 from promptbench.console import say
 
@@ -35,7 +36,7 @@ def run(
     """Train methods and evaluate them. Finished trials are skipped; interrupted ones resume."""
     from promptbench.trials.sweep import sweep_of
 
-    _, outcome = perform(options.sweep(sweep_of(methods)), options)
+    _, outcome = perform(sweep_from(options, sweep_of(methods)), options)
     print_tables(outcome)
 
 
@@ -45,7 +46,7 @@ def perform(sweep: "Sweep", options: Options) -> "tuple[Setup, Outcome]":
     from promptbench.execution.setup import prepare
     from promptbench.trials.preview import preview
 
-    setup = prepare(sweep, options.how())
+    setup = prepare(sweep, how(options))
     print_notes(list(setup.datasets.values()))
     trials = setup.selected()
     if not trials:

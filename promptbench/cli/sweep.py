@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from promptbench.cli.options import Options, with_run_options
+from promptbench.cli.given import sweep_from, with_run_options
+from promptbench.cli.options import Options
 from promptbench.cli.run import perform, print_tables
 
 EXAMPLES = (
@@ -22,4 +23,4 @@ def sweep(
     """Run every combination of the values in a YAML file; options override the file."""
     from promptbench.trials.sweep import read_sweep
 
-    print_tables(perform(options.sweep(read_sweep(file)), options)[1])
+    print_tables(perform(sweep_from(options, read_sweep(file)), options)[1])

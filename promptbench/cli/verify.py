@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from promptbench.cli import names
-from promptbench.cli.options import BENCHMARK_HELP, DataRoot, Out
+from promptbench.cli.options import BENCHMARK, DataRoot, Out
 from promptbench.cli.printing import print_rows
 from promptbench.console import say
 
@@ -17,7 +17,7 @@ FORMATS = ("table", "md", "csv", "json")
 def verify(
     benchmark: Annotated[
         str,
-        typer.Option(metavar="NAME", help=BENCHMARK_HELP, autocompletion=names.completing(names.benchmarks)),
+        typer.Option(metavar="NAME", help=BENCHMARK, autocompletion=names.completing(names.benchmarks)),
     ] = "base2novel",
     backbone: Annotated[
         str | None,
