@@ -23,7 +23,7 @@ class Limits(BaseModel):
 
 
 class Result(BaseModel):
-    """One evaluation of one run: pictures of each class that were answered correctly, and in all."""
+    """One evaluation of one run: correctly classified images and all images, by class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""The nightly check: run a recipe anew and hold it against a baseline file. See docs/regress.md."""
+"""The nightly check: run a recipe again and compare it with a baseline file. See docs/regress.md."""
 
 import math
 import os
@@ -29,7 +29,7 @@ from promptbench.trials.trial import Trial
 
 @dataclass
 class Fresh:
-    """What was run: its trials' fingerprints, results, and failures by one sentence each."""
+    """A new run: fingerprints of its trials, results, and one sentence per failure."""
 
     weights: str
     data: dict[str, str]
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass
 class Report:
-    """All comparisons and one sentence for everything that is wrong."""
+    """All comparisons, and one sentence per problem."""
 
     accuracy: list[Row]
     steps: list[Pace]
@@ -65,13 +65,13 @@ class Report:
 
 
 def load(recipe: Sweep, data_root: Path | None = None) -> Setup:
-    """The recipe's datasets; its runs are always in fp32, so that they compare over devices."""
+    """The recipe with its datasets; runs are always in fp32, so that devices can be compared."""
     return prepare(recipe, RunOptions(data_root=data_root, precision="fp32", force=True))
 
 
 def run(setup: Setup, out: Path | None = None) -> Fresh:
-    """Run the recipe in ``out`` (None: a temporary folder). Records there and cached features count nothing:
-    a cache filled by an older version would hide what a newer one does wrong."""
+    """Run the recipe in ``out`` (None: a temporary folder). Records there and cached features are not used: a
+    cache filled by an older version would hide the faults of a newer one."""
     trials = setup.trials()
     names = {trial.hash: _label(setup.sweep, name, trial) for name, trial in _by_name(setup)}
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ def _results(record: Record, method: str) -> list[Result]:
 
 
 def compare(baseline: Baseline, fresh: Fresh, steps: list[Pace]) -> Report:
-    """Hold a fresh run against the baseline by pairs of results with the same key."""
+    """Compare a new run with the baseline, by pairs of results with the same key."""
     before = {one.key: one for one in baseline.results}
     now = {one.key: one for one in fresh.results}
     problems = [f"failed: {failure}" for failure in fresh.failures]

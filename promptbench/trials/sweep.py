@@ -17,7 +17,7 @@ from promptbench.methods._base import get_method, get_recipe, recipes
 from promptbench.storage import parse_yaml, read_yaml
 from promptbench.trials.trial import BENCHMARKS, PRESETS
 
-MOST = 100_000  # trials of one command: planning them takes about ten seconds
+MOST = 100_000  # trials per command; planning so many takes about ten seconds
 
 T = TypeVar("T")
 # One value or a list of them.
@@ -26,12 +26,12 @@ Several = Annotated[
     BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
     Field(min_length=1),
 ]
-#: setting -> its values; nothing for a method as it is
+#: setting -> its values; empty for a method with default settings
 Values = Annotated[dict[str, Several[Any]], BeforeValidator(lambda v: {} if v is None else v)]
 
 
 class Sweep(BaseModel):
-    """Methods with values of their settings, and what they are run on. None: what the preset says."""
+    """Methods with values of their settings, and what they are run on. None: the preset decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def parse_sweep(values: Any, where: str) -> Sweep:
-    """A sweep from plain values. Raises UserError beginning with ``where`` and naming the place in it."""
+    """A sweep from plain values. Raises UserError that begins with ``where`` and names the place in it."""
     if not isinstance(values, dict):
         raise UserError(f"{where} must map keys to values, as in `grid: {{mmlop: {{rank: [1, 2]}}}}`.")
     _refuse_unknown(where, "", "key", values, Sweep.model_fields)
