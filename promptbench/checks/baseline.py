@@ -90,6 +90,6 @@ def require_same(baseline: Baseline, setup: Setup) -> None:
             what = f"data of {trial.dataset}"
         if what:
             raise UserError(
-                f"The baseline was made with other {what}, so nothing can be compared; make it anew with "
+                f"The baseline was made with different {what} and cannot be compared; make a new one with "
                 "--update-baseline."
             )

@@ -147,7 +147,7 @@ def compare(baseline: Baseline, fresh: Fresh, steps: list[Pace]) -> Report:
     if new_keys := [key for key in now if key not in before]:
         notes.append(f"{len(new_keys)} results are not in the baseline, such as {_words(new_keys[0])}.")
     if risen := [f"{row.method} on {row.data}" for row in rows if row.verdict == "rose"]:
-        notes.append(f"Better than the baseline: {', '.join(risen)}; --update-baseline keeps it so.")
+        notes.append(f"Better than the baseline: {', '.join(risen)}; --update-baseline stores it.")
     return Report(rows, steps, problems, notes)
 
 
@@ -278,7 +278,7 @@ def update(
     setup = load(sweep, data_root)
     fresh = run(setup, out)
     if fresh.failures:
-        raise UserError(f"No baseline was written, since a run failed: {fresh.failures[0]}")
+        raise UserError(f"No baseline was written because a run failed: {fresh.failures[0]}")
     measure = make_timer(setup)
     several = [measure() for _ in range(ATTEMPTS)]
     made = Baseline(

@@ -16,8 +16,8 @@ from promptbench.storage import hash_value
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-#: Settings that were added after the first trials had been hashed, with the values that describe what was done
-#: before: at these values they do not change the hash.
+#: Settings added after the first trials had been hashed, at the values that describe what was done before:
+#: at these values they do not change the hash.
 _LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
 
 
@@ -33,9 +33,9 @@ class Evaluation(BaseModel):
 class Trial(BaseModel):
     """Everything that the result of a training depends on. Two trials are the same iff their hashes are.
 
-    ``data`` is the fingerprint of the datasets, ``weights`` that of the backbone's weights (file hash or tag),
-    so that a changed file makes another trial. ``files`` is the fingerprint of the images that the trial
-    reads, where ``data`` does not cover their contents (`Dataset.files`); else it is empty. ``pretrained``
+    ``data`` is the fingerprint of the datasets, ``weights`` that of the backbone's weights (file hash or
+    tag), so that a changed file makes another trial. ``files`` is the fingerprint of the images that the
+    trial reads, where ``data`` does not cover their contents (`Dataset.files`); else it is empty. ``pretrained``
     says only where the weights were found. ``variant`` names the settings that the user changed ("rank=2"),
     for people. Methods that use no training images have shots 0 and seed 0: one trial, not one per seed.
     """
