@@ -35,7 +35,7 @@ class Trial(BaseModel):
 
     ``data`` is the fingerprint of the datasets, ``weights`` that of the backbone's weights (file hash or
     tag), so that a changed file makes another trial. ``files`` is the fingerprint of the images that the
-    trial reads, where ``data`` does not cover their contents (`Dataset.files`); else it is empty. ``pretrained``
+    trial reads, where ``data`` does not cover their contents (`Dataset.files`); else empty. ``pretrained``
     says only where the weights were found. ``variant`` names the settings that the user changed ("rank=2"),
     for people. Methods that use no training images have shots 0 and seed 0: one trial, not one per seed.
     """
