@@ -1,6 +1,6 @@
 """``python -m promptbench`` is the command ``promptbench``."""
 
-from promptbench.cli.app import main
+from promptbench.cli import main
 
 if __name__ == "__main__":
     main()

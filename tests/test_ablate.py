@@ -146,7 +146,7 @@ def test_the_command_trains_what_is_not_done_and_nothing_else(
     line = ["ablate", "mmlop", *arguments(make_dataset(), out, "--seeds", "1,2")]
     assert call("run", "mmlop", "mmlop-rank2", *line[2:]) == 0
     assert call(*line, "--shard", "1/4") == 0
-    assert "need all parts" in capsys.readouterr().err
+    assert "need all shards" in capsys.readouterr().err
     assert call(*line, "--format", "md") == 0
     shown = capsys.readouterr()
     assert len(records(out)) == 18
@@ -166,4 +166,4 @@ def test_the_command_trains_what_is_not_done_and_nothing_else(
     assert call(*line, "--group", "ranks") == 2
     assert "Unknown value of --group 'ranks'. Did you mean 'rank'?" in capsys.readouterr().err
     assert call(*line, "--shots", "1,2") == 2
-    assert "one number of shots" in capsys.readouterr().err
+    assert "Ablations need a single --shots value." in capsys.readouterr().err

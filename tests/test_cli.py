@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptbench.cli import app as cli
+from promptbench import cli
 from promptbench.methods._registry import methods
 
 COMMANDS: list[list[str]] = [
@@ -58,6 +58,78 @@ def test_help_imports_nothing_heavy_and_ends_with_examples(command: list[str]) -
     examples = lines[lines.index("Examples") + 1 :]
     assert len(examples) >= 2
     assert all("promptbench " in line for line in examples)
+
+
+GROUPS = ("Data", "Training", "Hardware", "Output")
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "ablate"])
+def test_help_fits_a_narrow_terminal_in_groups(command: str) -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "promptbench", command, "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.stdout
+    groups = {title: i for i, line in enumerate(lines) if (title := line.strip("╭╮─ "))}
+    places = [groups[title] for title in GROUPS]
+    assert places == sorted(places)
+    for name, group in (
+        ("--allow-nonstandard-split", "Data"),
+        ("--shots", "Data"),
+        ("--set", "Training"),
+        ("--per-gpu", "Hardware"),
+        ("--dry-run", "Output"),
+    ):
+        (line,) = [i for i, text in enumerate(lines) if text.startswith(f"│ {name} ")]
+        assert max((at, title) for title, at in groups.items() if at < line and title in GROUPS)[1] == group
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "coop", "mmlop-r"], {"mmlop-rank2", "mmlop-rank4"}),
+        (["run", "coop", "--dataset", "ico"], {"icons"}),
+        (["run", "coop", "--benchmark", "fe"], {"fewshot"}),
+        (["ablate", "zeros"], {"zeroshot"}),
+        (["sweep", "a.yaml", "--backbone", "ViT-B-16-qui"], {"ViT-B-16-quickgelu"}),
+        (["compare", "--plot", "trade"], {"tradeoff"}),
+        (["compare", "--format", "m"], {"md"}),
+        (["ls", "back"], {"backbones"}),
+    ],
+)
+def test_the_shell_completes_names(words: list[str], expected: set[str]) -> None:
+    words = ["promptbench", *words]
+    environment = {
+        **os.environ,
+        "_PROMPTBENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = (
+        "import atexit, sys; from promptbench import cli\n"
+        "atexit.register(lambda: print(*({'torch', 'open_clip'} & sys.modules.keys()), file=sys.stderr))\n"
+        "sys.argv = ['promptbench']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert set(done.stdout.split()) == expected
+    assert done.stderr == "\n"  # an answer within a key press needs no torch
+
+
+def test_completed_names_are_those_that_can_be_used() -> None:
+    from promptbench.cli import names
+    from promptbench.clip.backbones import backbone_shape
+    from promptbench.methods._registry import recipes
+
+    assert names.methods() == sorted(recipes())
+    assert all(backbone_shape(name).text_layers for name in names.backbones())
 
 
 def test_tables_and_data_do_not_wait_for_torch() -> None:
@@ -158,7 +230,7 @@ def test_fewshot_and_variants(make_dataset: Any, tmp_path: Path, capsys: pytest.
     assert "No records of fewshot" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["methods", "datasets", "benchmarks", "backbones"])
+@pytest.mark.parametrize("what", ["methods", "datasets", "benchmarks", "backbones", "figures"])
 def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("ls", what) == 0
     expected = {
@@ -166,6 +238,7 @@ def test_listings(what: str, capsys: pytest.CaptureFixture[str]) -> None:
         "datasets": ["icons", "58", "digits"],
         "benchmarks": ["base2novel", "fewshot"],
         "backbones": ["pocket", "ViT-B-16-quickgelu"],
+        "figures": ["tradeoff", "critical-difference"],
     }
     out = capsys.readouterr().out
     assert all(word in out for word in expected[what])
@@ -512,6 +585,7 @@ def test_verify_takes_what_is_there(
 
     from promptbench.data import dataset as data
     from promptbench.errors import UserError
+    from promptbench.execution.execute import Outcome
     from tests.test_compare import published_record
 
     record = published_record("maple", "dtd", 80, 60)
@@ -519,11 +593,11 @@ def test_verify_takes_what_is_there(
     verify = ["verify", "--out", str(tmp_path), "--data-root", str(tmp_path), "--format", "csv"]
     ran: list[Any] = []
 
-    def run(*_: Any, **options: Any) -> None:
-        ran.append(options)
-        print("a table")
+    def prepare(sweep: Any, options: Any) -> Any:
+        ran.append(sweep)
+        return SimpleNamespace(trials=list, run=lambda trials: Outcome())
 
-    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.setattr("promptbench.checks.verify.prepare", prepare)
     assert call(*verify) in (0, 1)  # nothing is there
     shown = capsys.readouterr()
     assert not ran
@@ -540,9 +614,7 @@ def test_verify_takes_what_is_there(
     monkeypatch.setattr(data, "load", load)
     assert call(*verify) in (0, 1)
     shown = capsys.readouterr()
-    assert [(set(options["dataset"]), options["pretrained"]) for options in ran] == [
-        ({"dtd", "imagenet"}, "openai")
-    ]
+    assert [(set(sweep.datasets), sweep.pretrained) for sweep in ran] == [({"dtd", "imagenet"}, "openai")]
     assert "zero-shot left out: food101: non-standard split: small" in shown.err
     assert shown.out.startswith("method,dataset,")
     assert call(*verify, "--benchmark", "crossdataset") == 2  # one trial over all: not with some missing

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from promptbench.cli import app as cli
+from promptbench import cli
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.claims import claim

@@ -4,12 +4,12 @@ import json
 import random
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import promptbench
 from promptbench.analysis.comparison import load_frame, load_records
 from promptbench.analysis.summary import frame, summarise
 from promptbench.data import dataset as data
@@ -266,12 +266,11 @@ def test_the_code_hash_covers_every_file_of_the_package() -> None:
     assert tracked <= names
 
 
-def test_a_record_knows_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_knows_its_commit(tmp_path: Path) -> None:
     module = tmp_path / "promptbench/__init__.py"
     module.parent.mkdir()
     module.write_text("")
-    monkeypatch.setattr(promptbench, "__file__", str(module))
-    repository = provenance._repository.__wrapped__
+    repository = partial(provenance._repository.__wrapped__, tmp_path)
     assert repository() == {"commit": None, "dirty": None}
 
     def git(*arguments: str) -> str:

@@ -14,11 +14,12 @@ from promptbench.checks import regress, steptime
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.regress import Fresh, compare
 from promptbench.checks.steptime import Pace, against
-from promptbench.cli.options import RunOptions
 from promptbench.execution import local
+from promptbench.execution.options import RunOptions
+from promptbench.execution.setup import prepare
 from promptbench.methods._base import Method
 from promptbench.methods._registry import get_method
-from promptbench.trials.sweep import Sweep, parse_sweep, prepare, read_sweep
+from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from tests.conftest import write_dataset
 from tests.test_cli import call
 
@@ -116,7 +117,7 @@ def test_what_could_be_chance_is_not_counted() -> None:
 def test_a_rise_is_told_and_no_problem() -> None:
     report = compare(baseline(), Fresh("w", {}, results({("a", "base"): -2}), []), [])
     assert report.problems == []
-    assert report.notes == ["Better than the baseline: small on a; --update-baseline keeps it so."]
+    assert report.notes == ["Better than the baseline: small on a; --update-baseline stores it."]
 
 
 def test_missing_runs_changed_parameters_and_failures() -> None:
@@ -267,8 +268,8 @@ def test_changed_parameters_are_caught(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": "0" * 64}, "was made with other weights, so nothing can be compared"),
-        ({"data": {"one": "0" * 64}}, "was made with other data of one, so nothing can be compared"),
+        ({"weights": "0" * 64}, "was made with different weights and cannot be compared"),
+        ({"data": {"one": "0" * 64}}, "was made with different data of one and cannot be compared"),
         ({"schema_version": 2}, "is not valid: schema_version: input should be 1"),
         ({"recipe": {"grid": {"cop": {}}}}, "grid.cop: Unknown method 'cop'"),
     ],

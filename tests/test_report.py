@@ -326,7 +326,7 @@ def test_command(
     assert str(tmp_path) not in text  # no paths of this machine
     one = tmp_path / "one.html"
     assert call("report", "--out", str(out), "--benchmark", "fewshot", "--file", str(one)) == 0
-    assert "no pictures of colours: Unknown dataset 'colours'" in capsys.readouterr().err
+    assert "no images of colours: Unknown dataset 'colours'" in capsys.readouterr().err
     assert "base2novel" not in one.read_text("utf-8")
     assert call("report", "--out", str(out), "--benchmark", "fewshots") == 2
     assert "Did you mean 'fewshot'?" in capsys.readouterr().err

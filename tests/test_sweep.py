@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from promptbench.cli.options import RunOptions
 from promptbench.data import dataset as data
+from promptbench.execution.options import RunOptions
+from promptbench.execution.setup import prepare
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan, shard
-from promptbench.trials.sweep import combinations, parse_sweep, prepare, read_sweep
+from promptbench.trials.sweep import combinations, parse_sweep, read_sweep
 from tests.test_cli import arguments, call, records
 
 ROOT = Path(__file__).parent.parent
@@ -253,7 +254,7 @@ def test_shards_of_a_run_make_up_the_run(
     assert call(*line, "--dry-run") == 0
     assert "5 trials, 5 done" in capsys.readouterr().out
     assert call(*line, "--shard", "6/6") == 0  # an array may be larger than the list
-    assert "No trial falls to --shard 6/6." in capsys.readouterr().err
+    assert "Shard 6/6 contains no trials." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)

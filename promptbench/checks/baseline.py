@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptbench.data.cards import Half
 from promptbench.errors import UserError, invalid
+from promptbench.execution.setup import Setup
 from promptbench.storage import write_atomic
-from promptbench.trials.sweep import Setup
 
 
 class Limits(BaseModel):
@@ -23,7 +23,7 @@ class Limits(BaseModel):
 
 
 class Result(BaseModel):
-    """One evaluation of one run: pictures of each class that were answered correctly, and in all."""
+    """One evaluation of one run: correctly classified images and all images, by class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,6 +90,6 @@ def require_same(baseline: Baseline, setup: Setup) -> None:
             what = f"data of {trial.dataset}"
         if what:
             raise UserError(
-                f"The baseline was made with other {what}, so nothing can be compared; make it anew with "
+                f"The baseline was made with different {what} and cannot be compared; make a new one with "
                 "--update-baseline."
             )

@@ -9,6 +9,7 @@ import csv
 import gc
 import io
 import itertools
+import json
 import os
 import statistics
 import time
@@ -22,12 +23,14 @@ from PIL import Image
 
 from promptbench import console
 from promptbench.checks.training_step import TrainingStep, gflop, natural_names, timed, wait
-from promptbench.clip.arithmetic import DTYPES
+from promptbench.clip.arithmetic import DTYPES, resolve_precision, suitable_threads
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.precision import Precision
+from promptbench.data.cards import POCKET
 from promptbench.data.views import Views
 from promptbench.methods._base import trainable_parameters
-from promptbench.methods._registry import Recipe
+from promptbench.methods._registry import Recipe, get_recipe
+from promptbench.training.device import default_device
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,45 @@ class StepCost:
     reference_peak_bytes: int | None = None
 
 
+USUAL = ("coop", "ivlp", "maple", "promptsrc", "mmlop")
+
+
+def measure(
+    methods: Sequence[str] = (),
+    backbone: str = POCKET,
+    pretrained: str | None = None,
+    n_classes: Sequence[int] = (50, 500),
+    batch: int = 4,
+    reference: bool = False,
+    repeats: int = 3,
+    device: str | None = None,
+    precision: str = "auto",
+    compiled: bool = False,
+) -> Iterator[StepCost]:
+    """`profile` by names: of ``methods`` (none: five prompt methods) on a backbone and a device.
+
+    Without ``pretrained`` the weights are random, except those of the embedded backbone. Raises UserError as
+    `profile`, and for names that do not exist.
+    """
+    recipes = [get_recipe(name) for name in methods or USUAL]
+    where = default_device(device)
+    if pretrained is None and backbone != POCKET:
+        clip = FrozenCLIP.untrained(backbone, where)
+    else:
+        clip = FrozenCLIP.load(backbone, pretrained, where)
+    if compiled:
+        clip.compile()
+    with suitable_threads(where, clip.shape):
+        yield from profile(
+            recipes, clip, n_classes, batch, reference, repeats, resolve_precision(where, precision)
+        )
+
+
+def as_json(rows: Sequence[StepCost]) -> str:
+    """The rows as a JSON list."""
+    return json.dumps([asdict(row) for row in rows], indent=1)
+
+
 def profile(
     recipes: Sequence[Recipe],
     clip: FrozenCLIP,
@@ -76,10 +118,10 @@ def profile(
     for classes in map(natural_names, n_classes):
         for recipe in recipes:
             step = TrainingStep(recipe, clip, classes, batch, precision)
-            yield measure(step, rate, decoding, reference, repeats)
+            yield _cost(step, rate, decoding, reference, repeats)
 
 
-def measure(step: TrainingStep, rate: float, decoding: float, reference: bool, repeats: int) -> StepCost:
+def _cost(step: TrainingStep, rate: float, decoding: float, reference: bool, repeats: int) -> StepCost:
     """Fast and reference steps in turn, then the parts."""
     kept, device = step.frozen(), step.clip.device
     runs = [lambda: step.run(kept), *([step.run_reference] if reference else [])]

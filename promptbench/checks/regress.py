@@ -1,6 +1,7 @@
-"""The nightly check: run a recipe anew and hold it against a baseline file. See docs/regress.md."""
+"""The nightly check: run a recipe again and compare it with a baseline file. See docs/regress.md."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,20 +14,22 @@ import numpy as np
 from promptbench.analysis.statistics import jackknife
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.steptime import ATTEMPTS, Pace, against, make_timer
-from promptbench.cli.options import RunOptions
 from promptbench.clip.cache import FeatureCache
+from promptbench.console import plain
 from promptbench.errors import UserError
+from promptbench.execution.options import RunOptions
 from promptbench.execution.progress import make_reporter
+from promptbench.execution.setup import Setup, prepare
 from promptbench.reporting.tables import markdown
 from promptbench.training.provenance import describe
 from promptbench.trials.record import Record
-from promptbench.trials.sweep import Setup, Sweep, parse_sweep, prepare, read_sweep
+from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from promptbench.trials.trial import Trial
 
 
 @dataclass
 class Fresh:
-    """What was run: its trials' fingerprints, results, and failures by one sentence each."""
+    """A new run: fingerprints of its trials, results, and one sentence per failure."""
 
     weights: str
     data: dict[str, str]
@@ -50,7 +53,7 @@ class Row:
 
 @dataclass
 class Report:
-    """All comparisons and one sentence for everything that is wrong."""
+    """All comparisons, and one sentence per problem."""
 
     accuracy: list[Row]
     steps: list[Pace]
@@ -62,13 +65,13 @@ class Report:
 
 
 def load(recipe: Sweep, data_root: Path | None = None) -> Setup:
-    """The recipe's datasets; its runs are always in fp32, so that they compare over devices."""
+    """The recipe with its datasets; runs are always in fp32, so that devices can be compared."""
     return prepare(recipe, RunOptions(data_root=data_root, precision="fp32", force=True))
 
 
 def run(setup: Setup, out: Path | None = None) -> Fresh:
-    """Run the recipe in ``out`` (None: a temporary folder). Records there and cached features count nothing:
-    a cache filled by an older version would hide what a newer one does wrong."""
+    """Run the recipe in ``out`` (None: a temporary folder). Records there and cached features are not used: a
+    cache filled by an older version would hide the faults of a newer one."""
     trials = setup.trials()
     names = {trial.hash: _label(setup.sweep, name, trial) for name, trial in _by_name(setup)}
     with ExitStack() as stack:
@@ -114,7 +117,7 @@ def _results(record: Record, method: str) -> list[Result]:
 
 
 def compare(baseline: Baseline, fresh: Fresh, steps: list[Pace]) -> Report:
-    """Hold a fresh run against the baseline by pairs of results with the same key."""
+    """Compare a new run with the baseline, by pairs of results with the same key."""
     before = {one.key: one for one in baseline.results}
     now = {one.key: one for one in fresh.results}
     problems = [f"failed: {failure}" for failure in fresh.failures]
@@ -144,7 +147,7 @@ def compare(baseline: Baseline, fresh: Fresh, steps: list[Pace]) -> Report:
     if new_keys := [key for key in now if key not in before]:
         notes.append(f"{len(new_keys)} results are not in the baseline, such as {_words(new_keys[0])}.")
     if risen := [f"{row.method} on {row.data}" for row in rows if row.verdict == "rose"]:
-        notes.append(f"Better than the baseline: {', '.join(risen)}; --update-baseline keeps it so.")
+        notes.append(f"Better than the baseline: {', '.join(risen)}; --update-baseline stores it.")
     return Report(rows, steps, problems, notes)
 
 
@@ -234,6 +237,18 @@ def summary(report: Report, baseline: Baseline) -> str:
     return "\n".join(lines) + "\n"
 
 
+def publish(text: str) -> str:
+    """Append ``text`` to the summary of a GitHub Actions step, if this is one; a sentence if that fails."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        try:
+            with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(plain(text, keep="\n"))
+        except (OSError, ValueError) as error:
+            return f"GITHUB_STEP_SUMMARY={path} was not written ({error})."
+    return ""
+
+
 # ---------------------------------------------------------------------- the two commands
 
 
@@ -263,7 +278,7 @@ def update(
     setup = load(sweep, data_root)
     fresh = run(setup, out)
     if fresh.failures:
-        raise UserError(f"No baseline was written, since a run failed: {fresh.failures[0]}")
+        raise UserError(f"No baseline was written because a run failed: {fresh.failures[0]}")
     measure = make_timer(setup)
     several = [measure() for _ in range(ATTEMPTS)]
     made = Baseline(

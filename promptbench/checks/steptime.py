@@ -13,8 +13,8 @@ from torch import nn
 from promptbench.checks.training_step import TrainingStep, natural_names, timed
 from promptbench.clip.arithmetic import suitable_threads
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.execution.setup import Setup
 from promptbench.methods._registry import get_recipe
-from promptbench.trials.sweep import Setup
 
 ROUNDS = 25  # timed steps of each method and of the reference, in turn
 ATTEMPTS = 3  # a step is slower only if it was in each of them

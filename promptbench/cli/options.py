@@ -1,134 +1,150 @@
-"""What `run`, `sweep` and `ablate` can all be told on the command line, declared once."""
+"""Options that several commands share; those of `run`, `sweep` and `ablate` in groups."""
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
-Compiled = Annotated[
-    bool,
-    typer.Option("--compile", help="Towers through torch.compile: slow to start, for long runs on a GPU."),
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder of the standard datasets; default: PROMPTBENCH_DATA."),
+from promptbench.cli import names
+from promptbench.execution.options import RunOptions
+
+
+def _panel(panel: str) -> Callable[..., Any]:
+    """What makes the options of one group of ``--help``."""
+
+    def option(metavar: str | None, help: str, complete: Any = None, *flags: str, **more: Any) -> Any:
+        completion = names.completing(complete) if complete else None
+        more |= {"rich_help_panel": panel, "autocompletion": completion}
+        return typer.Option(*flags, metavar=metavar, help=help, **more)
+
+    return option
+
+
+def _flag(panel: str, name: str, help: str) -> Any:
+    return typer.Option(name, help=help, rich_help_panel=panel)
+
+
+_data, _training, _hardware, _output = map(_panel, ("Data", "Training", "Hardware", "Output"))
+Text: TypeAlias = str | None
+Number: TypeAlias = int | None
+
+BENCHMARK = "See `promptbench ls benchmarks`."
+BACKBONE = "See `promptbench ls backbones`."
+COMPILE = "Run the towers through torch.compile: slow to start, for long runs on a GPU."
+DATA_ROOT = "Folder of the standard datasets; default: PROMPTBENCH_DATA."
+PRECISION = "auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16."
+DataRoot = Annotated[Path | None, typer.Option("--data-root", metavar="DIR", help=DATA_ROOT)]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results folder.")]
+Backbone = Annotated[
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help="Only records of this backbone.",
+        autocompletion=names.completing(names.backbones),
+    ),
 ]
 
 
 @dataclass
-class RunOptions:
+class Options:
     """None: not given, so that a sweep file or a preset decides."""
 
-    benchmark: Annotated[
-        str | None, typer.Option(help="See `promptbench ls benchmarks`; default: base2novel.")
-    ] = None
+    benchmark: Annotated[Text, _data("NAME", f"Default: base2novel. {BENCHMARK}", names.benchmarks)] = None
     preset: Annotated[
-        str | None,
-        typer.Option(help="Backbone, weights, suite and seeds where not given: pocket (default) or paper."),
+        Text,
+        _data(
+            "NAME", "Defaults of backbone, weights, suite, seeds: pocket (default) or paper.", names.presets
+        ),
     ] = None
-    suite: Annotated[str | None, typer.Option(help="All datasets of a suite.")] = None
+    suite: Annotated[Text, _data("NAME", "All datasets of a suite.", names.suites)] = None
     dataset: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only this dataset: its name, its card (.yaml) or a folder of pictures; may be repeated."
+        _data(
+            "NAME|PATH",
+            "Only this dataset: its name, its card (.yaml) or a folder of images. Repeatable.",
+            names.datasets,
         ),
     ] = None
-    source: Annotated[str | None, typer.Option(help="Transfer benchmarks: the dataset to train on.")] = None
-    data_root: DataRoot = None
+    source: Annotated[
+        Text, _data("NAME", "Transfer benchmarks: the dataset to train on.", names.datasets)
+    ] = None
+    data_root: Annotated[Path | None, _data("DIR", DATA_ROOT)] = None
+    shots: Annotated[Text, _data("N,...", "Training images per class, such as 16 or 1,4.")] = None
+    seeds: Annotated[Text, _data("N,...", "Seeds, such as 1,2,3.")] = None
+    split: Annotated[str, _data("NAME", "Split to evaluate: test, or val for choosing settings.")] = (
+        RunOptions.split
+    )
+    limit: Annotated[
+        Number,
+        _data("N", "Smoke run: evaluate at most N images per class; left out of comparisons.", min=1),
+    ] = None
     template: Annotated[
-        str | None, typer.Option(help="Prompt of the frozen classifier instead of the card's, with {}.")
+        Text, _data("TEXT", "Zero-shot template instead of the card's; {} is the class name.")
     ] = None
-    draws: Annotated[
-        Path | None, typer.Option(help="Folder of few-shot draws from `promptbench data import-draw`.")
-    ] = None
+    draws: Annotated[Path | None, _data("DIR", "Few-shot draws from `promptbench data import-draw`.")] = None
     allow_nonstandard_split: Annotated[
-        bool, typer.Option(help="Go on without the published split; every record is labelled so.")
+        bool,
+        _flag(
+            "Data",
+            "--allow-nonstandard-split",
+            "Accept datasets without their published split; every record is labelled.",
+        ),
     ] = False
-    shots: Annotated[str | None, typer.Option(help="Training pictures per class, such as 16 or 1,4.")] = None
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1,2,3.")] = None
-    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs instead of the method's own.")] = None
+
+    epochs: Annotated[Number, _training("N", "Epochs instead of the method's default.", min=0)] = None
     set_: Annotated[
         list[str] | None,
-        typer.Option(
+        _training(
+            "KEY=VALUE",
+            "A setting of every method that has it, or METHOD.KEY=VALUE for one method. Repeatable.",
+            None,
             "--set",
-            metavar="KEY=VALUE",
-            help="A setting of every method that has it, or METHOD.KEY=VALUE of one; may be repeated.",
         ),
     ] = None
-    backbone: Annotated[str | None, typer.Option(help="See `promptbench ls backbones`.")] = None
+    backbone: Annotated[Text, _training("NAME", BACKBONE, names.backbones)] = None
     pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the backbone: an open_clip tag, a local file, or TAG=FILE for a file whose "
-            "pictures are normalised as the tag's (a file alone: as OpenAI's)."
+        Text,
+        _training(
+            "TAG|FILE",
+            "Weights: an open_clip tag, a local file, or TAG=FILE for a file that needs the tag's image "
+            "normalisation (a file alone: OpenAI's).",
         ),
-    ] = None
-    split: Annotated[str, typer.Option(help="Split to evaluate: test, or val for choosing settings.")] = (
-        "test"
-    )
-    precision: Annotated[str, typer.Option(help="auto (bf16 on CUDA, fp32 on CPU), fp32, bf16 or fp16.")] = (
-        "auto"
-    )
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode pictures, for each trial at work.")
-    ] = None
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Trials at once; default: PROMPTBENCH_JOBS, else one per GPU, on the CPU one per core for a "
-            "very small backbone.",
-        ),
-    ] = None
-    per_gpu: Annotated[int, typer.Option(min=1, help="Trials at once on each GPU.")] = 1
-    executor: Annotated[
-        str, typer.Option(help="Where trials run: local, this machine; or ray, a cluster.")
-    ] = "local"
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to use, auto for the one of this machine; default: one made for it."),
-    ] = None
-    compiled: Compiled = False
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; default: results.")] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run: evaluate at most so many pictures per class; not compared."),
     ] = None
     validate: Annotated[
         bool,
-        typer.Option("--validate", help="Measure validation accuracy after every epoch, for curves."),
+        _flag("Training", "--validate", "Measure validation accuracy after every epoch, for curves."),
     ] = False
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Only every N-th trial of the list, from the I-th (1 to N): for array jobs such as SLURM's.",
+
+    precision: Annotated[str, _hardware("NAME", PRECISION)] = RunOptions.precision
+    workers: Annotated[Number, _hardware("N", "Processes that decode images, per running trial.", min=0)] = (
+        None
+    )
+    jobs: Annotated[
+        Number,
+        _hardware(
+            "N",
+            "Concurrent trials; default: PROMPTBENCH_JOBS, else one per GPU, or one per CPU core for a very "
+            "small backbone.",
+            min=1,
         ),
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and stop.")] = False
-    force: Annotated[bool, typer.Option("--force", help="Run trials again that are done.")] = False
+    per_gpu: Annotated[int, _hardware("N", "Concurrent trials on each GPU.", min=1)] = RunOptions.per_gpu
+    executor: Annotated[
+        str, _hardware("NAME", "Where trials run: local (this machine) or ray (a cluster).")
+    ] = RunOptions.executor
+    address: Annotated[
+        Text,
+        _hardware(
+            "ADDRESS", "Ray cluster; auto for the one on this machine; default: start one for this command."
+        ),
+    ] = None
+    compiled: Annotated[bool, _flag("Hardware", "--compile", COMPILE)] = False
 
-
-def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes the options of `RunOptions` beside its own parameters, as one ``options``."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-    kind, hints = inspect.Parameter.POSITIONAL_OR_KEYWORD, get_type_hints(RunOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name])
-        for f in fields(RunOptions)
-    ]
-    signature = inspect.Signature([*own, *shared])
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        options = RunOptions(**{p.name: given.pop(p.name) for p in shared if p.name in given})
-        command(**given, options=options)
-
-    wrapper.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
-    wrapper.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-    return wrapper
+    out: Annotated[Path | None, _output("DIR", "Results folder; default: results.")] = None
+    shard: Annotated[
+        Text, _output("I/N", "Only every N-th trial, starting with the I-th: for array jobs (SLURM).")
+    ] = None
+    dry_run: Annotated[bool, _flag("Output", "--dry-run", "List the trials and stop.")] = False
+    force: Annotated[bool, _flag("Output", "--force", "Run finished trials again.")] = False

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from promptbench.clip.architectures import native, refusal
 from promptbench.data.cards import POCKET
 from promptbench.errors import UserError, unknown
 
@@ -34,9 +35,7 @@ def pocket_folder() -> Path:
 
 def backbones() -> list[str]:
     """Names accepted by ``--backbone``: the embedded one and every native open_clip ViT we can run."""
-    import open_clip
-
-    return [POCKET] + [name for name in open_clip.list_models() if not _refusal(_open_clip_config(name))]
+    return [POCKET, *native()]
 
 
 @cache
@@ -47,43 +46,6 @@ def _open_clip_config(name: str) -> dict[str, Any]:
     return (open_clip.get_model_config(name) or {}) if name in open_clip.list_models() else {}
 
 
-def _refusal(config: Mapping[str, Any]) -> str:
-    """Why our forward cannot run this architecture; empty if it can."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    for reason, found in {
-        "its vision tower is a timm model": "timm_model_name" in vision,
-        "its vision tower is a ResNet, which has no tokens to prompt": isinstance(vision["layers"], list)
-        if "layers" in vision
-        else False,
-        "its text tower is a Hugging Face model": "hf_model_name" in text,
-        "its text tower uses another tokenizer": "hf_tokenizer_name" in text,
-        "it is a CoCa or custom-text model": "multimodal_cfg" in config or config.get("custom_text"),
-        "its vision tower does not read out the class token": vision.get("pool_type", "tok") != "tok"
-        or vision.get("attentional_pool")
-        or vision.get("no_ln_pre"),
-        "its text tower does not read out the end token": text.get("pool_type", "argmax") != "argmax"
-        or text.get("embed_cls")
-        or text.get("proj_bias")
-        or text.get("proj_type", "linear") != "linear",
-        "its text attention is not causal": text.get("no_causal_mask"),
-        "its blocks are not CLIP's": any(
-            tower.get(key)
-            for tower in (vision, text)
-            for key in (
-                "block_type",
-                "qk_norm",
-                "scaled_cosine_attn",
-                "scale_heads",
-                "scale_attn",
-                "scale_fc",
-            )
-        ),
-    }.items():
-        if found:
-            return reason
-    return ""
-
-
 def backbone_config(name: str) -> dict[str, Any]:
     """The open_clip model configuration of a backbone. Raises UserError if unknown or not supported."""
     if name == POCKET:
@@ -91,7 +53,7 @@ def backbone_config(name: str) -> dict[str, Any]:
     config = _open_clip_config(name)
     if not config:
         raise unknown("backbone", name, backbones(), "See `promptbench ls backbones`.")
-    if reason := _refusal(config):
+    if reason := refusal(config):
         raise UserError(
             f"Backbone {name!r} cannot be prompted here: {reason}; choose a native CLIP ViT from "
             f"`promptbench ls backbones`."

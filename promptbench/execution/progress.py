@@ -70,6 +70,13 @@ class PlainReporter:
         self._print(f"  failed: {trial.label}: {error}")
 
 
+class SilentReporter(PlainReporter):
+    """Nothing is printed."""
+
+    def _print(self, line: str) -> None:
+        pass
+
+
 class RichReporter(PlainReporter):
     """A bar for the epochs of all trials, with the time left, and one for each trial that is at work."""
 

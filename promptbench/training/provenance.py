@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import promptbench
 from promptbench.storage import hash_file, hash_value
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
@@ -27,7 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "promptbench": promptbench.__version__,
+        "promptbench": metadata.version("promptbench"),
         **_repository(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
@@ -55,10 +54,9 @@ def package_files() -> dict[str, Path]:
 
 
 @cache
-def _repository() -> dict[str, Any]:
+def _repository(root: Path = Path(__file__).parents[2]) -> dict[str, Any]:
     """Where the source tree is a git checkout: its commit, and whether the package differs from it
     (``dirty``); both None elsewhere, or where git cannot tell."""
-    root = Path(promptbench.__file__).parent.parent
 
     def git(*arguments: str) -> str:
         # A checkout of another user's is only read here, which git allows where it is told to.

@@ -1,6 +1,6 @@
 """From methods, datasets, seeds and shots to a list of trials: a benchmark is a pure function.
 
-Nothing is trained here, and whatever would fail later is refused.
+Nothing is trained here. Whatever would fail later is refused here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,15 @@ Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 @cache
 def _chosen() -> dict[str, Any]:
-    """What tools/pocket/tune.py wrote."""
+    """The settings that tools/pocket/tune.py wrote."""
     return dict(read_yaml(weights.pocket_folder() / "settings.yaml", "settings"))
 
 
 def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:
-    """Settings chosen for a backbone whose scale the papers did not know: common ones, then the variant's or,
-    if nobody tuned it, its method's."""
+    """Settings tuned for the embedded backbone, whose scale differs from the papers'; none for others.
+
+    The common ones, then those of the variant or, if it was not tuned, of its method.
+    """
     if backbone != POCKET:
         return {}
     chosen = _chosen()
@@ -55,11 +57,11 @@ def plan(
     precision: Precision = "fp32",
     source: Dataset | None = None,
 ) -> list[Trial]:
-    """All trials, in the order methods x overrides x datasets x shots x seeds, none twice. Trains nothing.
+    """All trials, without duplicates, in the order methods x overrides x datasets x shots x seeds.
 
     In a transfer benchmark one training on ``source`` serves all of ``datasets``; in others ``source`` is
     not used. ``overrides``: settings by name of method or recipe, or a list of them for a trial with each.
-    ``epochs`` is for those trained by gradient only.
+    ``epochs`` applies only to methods trained by gradient.
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     fingerprint = weights.weights_identity(backbone, pretrained)
@@ -98,7 +100,7 @@ def plan(
     for recipe, given in _variants(wanted, overrides or {}):
         method, mine = recipe.method, dict(given)
         gradient = method.Settings.model_fields["epochs"].default > 0
-        if not gradient:  # how others are optimised does not make it another trial
+        if not gradient:  # settings of the optimiser do not make it another trial
             mine = {key: value for key, value in mine.items() if key not in Settings.model_fields}
         if epochs is not None and gradient:
             mine.setdefault("epochs", epochs)
@@ -146,10 +148,10 @@ def plan(
 
 
 def shard(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
-    """Every ``count``-th of ``trials`` from the ``number``-th, counted from 1.
+    """Every ``count``-th of ``trials``, starting with the ``number``-th (from 1).
 
-    It depends on nothing but the list, so that the parts of one command are disjoint, make up the whole
-    and differ by one trial at most; neighbours in the list, which take about as long, are in different parts.
+    It depends only on the list, so the shards of one command are disjoint and complete, and their sizes
+    differ by at most one. Neighbours in the list take about the same time and are in different shards.
     """
     return list(trials[number - 1 :: count])
 
@@ -182,7 +184,7 @@ def _check_data(
     shots: Sequence[int],
     seeds: Sequence[int],
 ) -> None:
-    """Refuse before any work what would fail in the middle of it."""
+    """Refuse before any work whatever would fail during it. Raises UserError."""
     for one in tested:
         if len(one.classnames) < benchmark.least_classes:
             raise UserError(
@@ -191,12 +193,12 @@ def _check_data(
             )
         for half in benchmark.test:
             if not one.items(split, half):
-                raise UserError(f"{one.name} has no {split} pictures to evaluate; choose another --split.")
+                raise UserError(f"{one.name} has no {split} images to evaluate; choose another --split.")
         for (first, second), paths in overlap(one.splits).items():
             if second == split or "train" not in (first, second):
                 raise UserError(
                     f"{one.name}: {len(paths):,} {second} images are {first} images too, such as "
-                    f"{paths[0]!r}: no result could be believed; take them out of one of the splits."
+                    f"{paths[0]!r}, so results would be invalid; remove them from one of the splits."
                 )
     for count in shots:
         dataset.require_shots(count, seeds)

@@ -1,6 +1,6 @@
 """What a trial is: one training and the evaluations that follow it, a frozen value.
 
-Nothing here needs torch: tables and figures are made of trials and records alone.
+Nothing here needs torch: tables and figures are made from trials and records alone.
 """
 
 from functools import cached_property
@@ -14,19 +14,19 @@ from promptbench.data.cards import POCKET, Half, Split
 from promptbench.storage import hash_value
 from promptbench.training.counts import Evaluation as Evaluation
 
-#: Settings of every method that came after trials had been hashed, at the values that say what had always
-#: been done: there they leave a trial's hash as it was.
+#: Settings added after the first trials had been hashed, at the values that describe what was done before:
+#: at these values they do not change the hash.
 _LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
 
 
 class Trial(BaseModel):
-    """Everything the result of a training depends on. Two trials are the same iff their hash is.
+    """Everything that the result of a training depends on. Two trials are the same iff their hashes are.
 
-    ``data`` fingerprints the datasets, ``weights`` the backbone's weights (file hash or tag), so that a
-    changed file is a changed trial; ``files`` fingerprints the images it reads where ``data`` leaves out
-    their contents (`Dataset.files`), else it is empty. ``pretrained`` is only where the weights were found.
-    ``variant`` says, for people, which settings the user changed ("rank=2"); the settings say it all.
-    Methods that use no training pictures have shots 0 and seed 0: there is one such trial, not one per seed.
+    ``data`` is the fingerprint of the datasets, ``weights`` that of the backbone's weights (file hash or
+    tag), so that a changed file makes another trial. ``files`` is the fingerprint of the images that the
+    trial reads, where ``data`` does not cover their contents (`Dataset.files`); else empty. ``pretrained``
+    says only where the weights were found. ``variant`` names the settings that the user changed ("rank=2"),
+    for people. Methods that use no training images have shots 0 and seed 0: one trial, not one per seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,27 +53,27 @@ class Trial(BaseModel):
     def hash(self) -> str:
         """SHA-256 (hex) of the trial's content."""
         content = self.model_dump(mode="json", exclude={"pretrained", "variant"})
-        if not self.files:  # so that records from before it was there stay what they are
+        if not self.files:  # records from before this field was added keep their hash
             del content["files"]
         settings = content["settings"].items()
         content["settings"] = {k: v for k, v in settings if k not in _LATER or v != _LATER[k]}
         return hash_value(content)
 
-    def folder(self, out: Path) -> Path:
-        """Where the trial's files go under the output folder."""
+    def folder(self, out: Path | str) -> Path:
+        """Where the trial's files are under the results folder ``out``."""
         name = f"shots{self.shots}-seed{self.seed}-{self.hash[:8]}"
-        return out.joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
+        return Path(out).joinpath("runs", self.benchmark, self.method, self.dataset.replace(":", "-"), name)
 
     @property
     def label(self) -> str:
-        """One line for people."""
+        """The trial in one line, for people."""
         method = f"{self.method} ({self.variant})" if self.variant else self.method
         return f"{method} on {self.dataset}" + (
             f", {self.shots} shots, seed {self.seed}" if self.shots else ""
         )
 
 
-#: What `promptbench run` takes where the command line says nothing.
+#: Defaults of `promptbench run`.
 PRESETS: dict[str, dict[str, Any]] = {
     "pocket": {"backbone": POCKET, "pretrained": None, "suite": "pocket", "seeds": "1"},
     # the comparison of the papers: 11 datasets, three seeds, OpenAI's weights
