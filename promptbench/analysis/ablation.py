@@ -12,7 +12,6 @@ from promptbench.analysis import published
 from promptbench.analysis.statistics import Runs, paired
 from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
-from promptbench.methods._registry import Recipe, Step, get_recipe, recipes
 from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial

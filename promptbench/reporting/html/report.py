@@ -8,10 +8,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import promptbench
 from promptbench.analysis.comparison import Material, comparable, is_whole_test, refuse_newer
 from promptbench.analysis.confusions import Album, Mistakes, Who
 from promptbench.analysis.statistics import all_pairs
@@ -166,7 +166,7 @@ def build(found: Collected, benchmarks: Sequence[str], backbone: str | None, alb
         texts=sorted(texts.items()),
         album=album,
         max_seeds=MAX_SEEDS,
-        version=promptbench.__version__,
+        version=metadata.version("promptbench"),
     )
 
 
