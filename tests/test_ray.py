@@ -353,7 +353,7 @@ def test_shipped_datasets_stay_where_they_are(colours: data.Dataset) -> None:
         sent = portable(icons)
         assert isinstance(sent, Shipped)
         assert sent.load() == icons
-        with pytest.raises(UserError, match="others"):
+        with pytest.raises(UserError, match="or its draws differ; install the same on every node"):
             replace(sent, fingerprint="other").load()
     assert portable(colours) is colours
     renamed = replace(colours, card=colours.card.model_copy(update={"name": "icons"}))
