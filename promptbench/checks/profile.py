@@ -78,7 +78,7 @@ class Cost:
 USUAL = ("coop", "ivlp", "maple", "promptsrc", "mmlop")
 
 
-def measure(
+def profile_by_name(
     methods: Sequence[str] = (),
     backbone: str = cards.POCKET,
     pretrained: str | None = None,
