@@ -65,7 +65,7 @@ class StepCost:
 USUAL = ("coop", "ivlp", "maple", "promptsrc", "mmlop")
 
 
-def measure(
+def profile_by_name(
     methods: Sequence[str] = (),
     backbone: str = POCKET,
     pretrained: str | None = None,
