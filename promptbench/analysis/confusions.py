@@ -1,4 +1,4 @@
-"""What was taken for what: accuracy per class and the most frequent confusions, summed over records.
+"""Accuracy per class and the most frequent confusions, summed over records.
 
 A record is added and may be forgotten: only sums are kept, so that many thousands of records fit in memory.
 """
@@ -86,7 +86,7 @@ class Sums:
         return 100 * correct / total if total else None
 
     def rate(self, pair: Pair) -> float | None:
-        """At least so many percent of the images of ``pair.true`` were taken for ``pair.predicted``;
+        """Lower bound, in percent, of the images of ``pair.true`` that were predicted as ``pair.predicted``;
         None if that was never among the ten most frequent."""
         total = self.classes.get(pair.true, (0, 0))[1]
         return 100 * self.confused[pair] / total if total and pair in self.confused else None
@@ -111,7 +111,7 @@ class Mistakes:
                     named[path] = named.get(path, 0) + 1
 
     def top(self, where: Where, whose: Sequence[Who]) -> list[Pair]:
-        """The confusions with the most images per training, every one of ``whose`` weighing the same."""
+        """The confusions with the most images per training; all of ``whose`` have the same weight."""
         weights: defaultdict[Pair, float] = defaultdict(float)
         for who in whose:
             sums = self.sums[where][who]

@@ -37,7 +37,7 @@ def _seconds(records: Sequence[Record]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """A column of costs: how it is called, how a value is written, and what to warn of."""
+    """A column of costs: its names, how a value is written, and what to warn of."""
 
     short: str
     label: str

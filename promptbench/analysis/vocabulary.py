@@ -7,13 +7,12 @@ import pandas as pd
 
 AVERAGE = "average"  # stands in the place of a dataset
 ZEROSHOT = "zeroshot"  # the method that others are compared with
-
 NO_AVERAGE = "a dataset, or a seed common to all, is missing"  # why a method has none
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called: as the head of a column, as a heading, at an axis, and within a sentence."""
+    """The names of a metric: head of a column, heading, label of an axis, and phrase within a sentence."""
 
     short: str
     heading: str
@@ -60,7 +59,8 @@ def plural(noun: str, count: int) -> str:
 
 def span(counts: Iterable[int], noun: str) -> str:
     """How many of something methods have: "3 seeds", "1 to 5 seeds"."""
-    least, most = min(counts := sorted(set(counts))), counts[-1]
+    ordered = sorted(counts)
+    least, most = ordered[0], ordered[-1]
     return f"{least} {plural(noun, least)}" if least == most else f"{least} to {most} {noun}s"
 
 

@@ -42,7 +42,7 @@ class Table:
 
 @dataclass
 class Fold:
-    """Something to unfold: its title, what the title hints at, and tables."""
+    """A section that unfolds: its title, a hint beside the title, and tables."""
 
     title: str
     hint: str = ""
