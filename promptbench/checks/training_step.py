@@ -129,7 +129,7 @@ def gflop(run: Callable[[], object]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops() / 1e9)
 
 
 def record_gflop(record: Record) -> float:
