@@ -76,6 +76,7 @@ def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
 
     Raises UserError for a name that does not exist or has none.
     """
+    from promptbench.methods._registry import get_recipe, recipes
 
     get_recipe(method)
     found: dict[str, list[tuple[Step, Recipe]]] = {}
