@@ -1,7 +1,7 @@
 """The base of every method.
 
 A method is one file in ``methods/``: a subclass of `Method` that owns its parameters and its mathematics
-and nothing else (no optimiser, device, precision, data, saving). Its docstring is its card.
+and nothing else (no optimiser, device, precision, data or saving). Its docstring is its card.
 """
 
 import operator
@@ -36,12 +36,12 @@ class Batch:
 
 @dataclass
 class Shots:
-    """The few training images as frozen features, for what a method fits in closed form or searches.
+    """The few training images as frozen features, for methods that fit in closed form or search.
 
-    ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), other
-    ones than those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
-    and labels [M] of the few-shot validation images; None where a dataset has none of its own
-    (ImageNet's are its test images).
+    ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), which
+    differ from those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
+    and labels [M] of the few-shot validation images; None where the dataset has no separate
+    ones (ImageNet's are its test images).
     """
 
     labels: Tensor
@@ -56,8 +56,8 @@ class Method(nn.Module):
     Subclasses set ``name`` (what the user types), ``paper`` and ``trains``: what receives gradients,
     "text" and "vision" for parameters inside or before a tower, "head" for those behind both. They
     define ``Settings`` and, as a rule, `prompts`; everything else has a default that suits the prompt
-    family. ``state_dict()`` holds the learned tensors and nothing else, so moving to new class names is
-    nothing but passing other `Classes`. A method with parameters of single classes says so in
+    family. ``state_dict()`` holds the learned tensors only, so a method moves to new class names by
+    passing other `Classes`. A method with parameters of single classes says so in
     ``fallback``: what it does for a class it was not trained on.
     """
 
@@ -65,8 +65,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[frozenset[str]] = frozenset()
-    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training images
-    unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks it is refused in, and why
+    uses_shots: ClassVar[bool] = True  # False: it does not depend on training images
+    unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks that refuse it, and why
     fallback: ClassVar[str] = ""
     Settings: ClassVar[type[AnySettings]] = AnySettings
     published_name: ClassVar[str] = ""  # its name in results/published.csv
@@ -91,7 +91,7 @@ class Method(nn.Module):
 
     @classmethod
     def check(cls, settings: Any, shape: Shape) -> None:
-        """Refuse settings this backbone cannot serve. Raises UserError."""
+        """Raise UserError for settings that do not fit this backbone."""
         towers = {"depth_text": shape.text_layers, "depth_vision": shape.vision_layers}
         both = dict.fromkeys(("depth", "first_layer", "last_layer", "layers"), min(towers.values()))
         for key, layers in {**both, **towers}.items():
@@ -169,7 +169,7 @@ class Method(nn.Module):
         return self.clip.logits(image, text, self.settings.logit_scale or None)
 
     def terms(self, batch: Batch, classes: Classes) -> dict[str, Tensor]:
-        """What the loss is made of, unweighted: [] each. Default: cross-entropy."""
+        """The terms of the loss, unweighted: [] each. Default: cross-entropy."""
         return {"ce": F.cross_entropy(self.logits(batch, self.classifier(classes)), batch.labels)}
 
     def term_weights(self) -> dict[str, float]:
@@ -186,10 +186,10 @@ class Method(nn.Module):
         return reduce(operator.add, self.loss_terms(batch, classes).values())
 
     def before_training(self, shots: Shots) -> None:
-        """Fit what needs no gradient; also called before a cut-off training goes on."""
+        """Fit what needs no gradient; also called before an interrupted training resumes."""
 
     def after_training(self, shots: Shots) -> None:
-        """Choose what is chosen with the trained parameters."""
+        """Choose what depends on the trained parameters."""
 
     # -- shared by the prompt family
 

@@ -54,8 +54,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method, or a published variant of it under a name of its own: ``settings`` go between the paper's and
-    those tuned for a backbone. ``about`` says in a few words what is different."""
+    """A method, or a published variant of it under its own name. ``settings`` override the paper's and are
+    overridden by those tuned for a backbone. ``about`` says in a few words what is different."""
 
     name: str
     method: type[Method]
@@ -65,7 +65,7 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """What tells the variant from the method: empty for the method itself."""
+        """The variant's part of the name: empty for the method itself."""
         return self.name.removeprefix(f"{self.method.name}-") if self.settings else ""
 
 
@@ -77,7 +77,7 @@ def recipes() -> dict[str, Recipe]:
     for name, one in parse_yaml(text).items():
         about, usual = one.get("about", ""), {"of": one["method"], "step": one.get("about", "")}
         steps = tuple(Step(**{**usual, **step}) for step in one.get("ablation", ()))
-        found.pop(name, None)  # rows of an ablation are in the order of the file
+        found.pop(name, None)  # rows of an ablation have the order of the file
         found[name] = Recipe(name, methods()[one["method"]], one.get("settings", {}), about, steps)
     return found
 
@@ -107,7 +107,7 @@ def resolve_settings(
         if key not in method.Settings.model_fields:
             raise unknown(f"setting of {method.name}", key, method.Settings.model_fields)
     chosen = {**recipe.settings, **(tuned or {}), **(overrides or {})}
-    if "epochs" in chosen:  # somebody's epochs win over a paper's steps
+    if "epochs" in chosen:  # given epochs replace the paper's steps
         chosen.setdefault("steps", 0)
     values = {**method.paper_settings(benchmark, shots, dataset), **chosen}
     try:

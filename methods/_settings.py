@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
 Rate = Annotated[float, Field(ge=0)]
-# No count is near a million; a slip of zeros is told before it takes all memory.
+# Real counts are far below a million: a mistyped one is refused before it takes all memory.
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -15,7 +15,7 @@ Wording = Annotated[str, Field(pattern=r"^$|\{\}")]  # the same, or nothing
 
 
 class Settings(BaseModel):
-    """What every method can be told about its optimisation; defaults are the field's.
+    """Settings of the optimisation, for every method; the defaults are the field's.
 
     Sources: Dassl.pytorch dassl/config/defaults.py and the YAML files of CoOp, which every method of the
     family inherits. Subclasses add their own fields; the paper's values are the defaults.

@@ -32,7 +32,7 @@ class CLIPAdapter(Method):
 
     Settings (gaopengcuhk/CLIP-Adapter: clip_adapter.py, which names CoOp's command: SGD 0.002, batch 32,
     50 / 100 / 100 / 200 / 200 epochs for 1 / 2 / 4 / 8 / 16 shots, ImageNet 50): alpha = 0.2 everywhere; the
-    paper tunes it per dataset, 0.6 for DTD and EuroSAT. The released code has no text adapter, nor has this.
+    paper tunes it per dataset, 0.6 for DTD and EuroSAT. Like the released code, this has no text adapter.
     """
 
     name = "clip_adapter"

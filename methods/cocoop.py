@@ -1,4 +1,4 @@
-"""CoCoOp: a context that every image shifts."""
+"""CoCoOp: a context that depends on the image."""
 
 import torch
 from pydantic import Field
@@ -24,8 +24,8 @@ class CoCoOp(Method):
     """Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022.
 
     Context v_1..v_M from "a photo of a"; every token is shifted by pi(f) = W_2 relu(W_1 f), f the unit-norm
-    image feature. Each image so has text features of its own: B * C sentences for a batch, run image
-    by image, each with its context shared by all classes. Loss = cross-entropy.
+    image feature. So each image has its own text features: B * C sentences for a batch, run image
+    by image, with one context for all classes. Loss = cross-entropy.
 
     Trainable parameters: M d_t + (e h + h) + (h d_t + d_t), h = e // 16   (ViT-B/16, M = 4: 35,360;
     the paper leaves out the biases: 34,816).

@@ -1,4 +1,4 @@
-"""KgCoOp: CoOp held near the frozen text features."""
+"""KgCoOp: CoOp kept near the frozen text features."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class KgCoOp(CoOp):
     bias and an adapter that it freezes and never uses; they are not here.
 
     Settings (htyao89/KgCoOp: configs/trainers/KgCoOp, scripts): W = 8, 100 epochs, batch 128, M = 4 in
-    every benchmark; none are released for transfer from ImageNet, ours are the same.
+    every benchmark; none are released for transfer from ImageNet, where we use the same.
     """
 
     name = "kgcoop"

@@ -84,7 +84,7 @@ class LinearProbe(Method):
 
 def solve(x: Any, y: Any, strength: float) -> tuple[Any, Any]:
     """Weight [C, e] and bias [C] (one row for two classes) of the regression with C = ``strength``."""
-    from sklearn.exceptions import ConvergenceWarning  # here: it would slow every command down
+    from sklearn.exceptions import ConvergenceWarning  # imported here, since it is slow
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():

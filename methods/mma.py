@@ -35,7 +35,7 @@ class MMASettings(Settings):
 
 
 class _Scale(torch.autograd.Function):
-    """Forward and backward each by a factor of its own; no detour over 1 / s, which fp16 could not hold."""
+    """Forward and backward each by a factor of its own; without 1 / s, which overflows in fp16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: float, back: float) -> Tensor:
@@ -52,7 +52,7 @@ class MMA(Method):
 
     Beside block i, for tokens x of either tower: y = s U_i relu(S_i relu(D_i ln_1(x))), with D_i and U_i of
     the tower and S_i shared by both; the block's output is the usual one plus y. Gradients are rescaled so
-    that the adapter learns as if s were 1, while what lies below sees the true gradient: without it
+    that the adapter learns as if s were 1, while the layers below see the true gradient: without this,
     SGD at this rate would not move it. Text: ``a photo of a <class>.`` Loss = cross-entropy.
 
     Trainable parameters per block: (d_t h + h + h d_t + d_t) + (d_v h + h + h d_v + d_v) + (h h + h)
@@ -60,7 +60,7 @@ class MMA(Method):
 
     Settings (ZjjConan/VLM-MultiModalAdapter: trainers/mmadapter.py, configs): SGD 0.0015, batch 16
     (ImageNet 128), 5 epochs, no warm-up; all maps Kaiming-normal (fan out), biases 0. Settings for
-    few-shot and transfer are not released, ours are the same. The default first block of the code is 4, of
+    few-shot and transfer are not released; we use the same. The default first block of the code is 4, of
     its YAML 5, as here.
     """
 

@@ -57,9 +57,9 @@ class MMRL(Method):
 
     Tokens R (K x d_r); block i >= 6 gets F_i(R) in the text and G_i(R) in the vision tower (linear, per
     block), inserted behind the start token and beside the class token, then overwritten. The class token
-    gives f as ever; the K vision tokens' mean, through a projection of its own, gives f_r.
+    gives f as usual; the mean of the K vision tokens, through its own projection, gives f_r.
     Loss = a CE(f) + (1 - a) CE(f_r) + l (1 - cos(f, z)) + l (1 - mean cos(t_c, g_c)), z and g_c frozen.
-    The logits' scale is 100, whatever the backbone's own is. Testing on the classes of training uses
+    The logits' scale is 100 for every backbone. Testing on the classes of training uses
     a, 1 - a; on any other classes or dataset f alone.
 
     Trainable parameters: K d_r + n (d_r d_t + d_t) + n (d_r d_v + d_v) + d_v e, n = L + 1 - first_layer
@@ -131,7 +131,7 @@ class MMRL(Method):
         """Features of the class token and of the representation tokens, before normalisation: [B, e] each."""
         assert batch.images is not None
         states = self.clip.image_states(batch.images, prompts, n_read=self.settings.tokens)
-        with torch.autocast(states.device.type, enabled=False):  # as every projection into the joint space
+        with torch.autocast(states.device.type, enabled=False):  # fp32, like all projections
             states = states.float()
             plain = states[:, 0] @ self.clip.image_projection
             return plain, states[:, 1:].mean(dim=1) @ self.token_projection()

@@ -1,4 +1,4 @@
-"""MMRL++: MMRL with shared low-rank maps and tokens that remember the layer below."""
+"""MMRL++: MMRL with shared low-rank maps and tokens mixed with those of the layer below."""
 
 from dataclasses import replace
 from typing import Annotated, Any

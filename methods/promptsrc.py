@@ -1,4 +1,4 @@
-"""PromptSRC: IVLP that regulates itself by the frozen model and by its own past."""
+"""PromptSRC: IVLP regularised by the frozen model and by its own earlier epochs."""
 
 from typing import Any
 

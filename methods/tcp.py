@@ -1,4 +1,4 @@
-"""TCP: context tokens made from what frozen CLIP knows about each class."""
+"""TCP: context tokens computed from the frozen text feature of each class."""
 
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class TCPSettings(PromptSettings):
 class TCP(Method):
     """Yao et al., TCP: Textual-based Class-aware Prompt Tuning, CVPR 2024.
 
-    A context v_1..v_M as in CoOp; before block 8 (from 0) it gives way to class-aware tokens
+    A context v_1..v_M as in CoOp; before block 8 (from 0) it is replaced by class-aware tokens
     T_c = reshape(W_2 quickgelu(W_1 g_c)) [4, d_t], g_c the unit-norm frozen text feature of the dataset's
     template (of DTD, Food101 and Aircraft: of a wording of its own). Loss = cross-entropy
     + 8 * (1 - mean_c cos(t_c, g_c)). The prompt keeps the end of the template, or has one of its own (Cars,
@@ -58,7 +58,7 @@ class TCP(Method):
 
     Settings (htyao89/Textual-based_Class-aware_prompt_tuning: trainers/tcp.py): Adam 0.002 with eps 0.001,
     decay 5e-4, batch 32, 50 epochs; 25 for SUN397 and ImageNet in base2novel, whose scripts load epoch 25.
-    None are released for transfer from ImageNet, ours are the same.
+    None are released for transfer from ImageNet, where we use the same.
     """
 
     name = "tcp"

@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of the shots, asked by similarity; nothing is trained."""
+"""Tip-Adapter: a cache of the shots, weighted by similarity; nothing is trained."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -50,9 +50,8 @@ class TipAdapter(Method):
 
     logits = s * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [label of i is c]; the key k_i of a
     training image is the mean of its image features over 10 augmented views, normalised; these views are
-    drawn apart from those of training epochs. alpha and beta
-    are searched (20 and 200 values) on the few-shot validation images; without any, they stay as they
-    start.
+    drawn separately from those of training epochs. alpha and beta are searched (20 and 200 values) on the
+    few-shot validation images; without any, they keep their start values.
 
     Trainable parameters: 0; the cache holds C K e numbers. A class that was not trained on has no entry:
     zero-shot.
@@ -101,7 +100,7 @@ class TipAdapter(Method):
         self.labels.copy_(shots.labels)
 
     def grid(self) -> tuple[list[float], list[float]]:
-        """The values of beta and alpha that are tried; the ends themselves are not."""
+        """The values of beta and alpha that are tried; the ends are excluded."""
         s = self.settings
         ends = ((s.beta_max, s.beta_steps), (s.alpha_max, s.alpha_steps))
         betas, alphas = ([0.1 + i * (end - 0.1) / n for i in range(n)] for end, n in ends)
@@ -141,5 +140,5 @@ class TipAdapter(Method):
     def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:
         text, values = classifier
         image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype).unbind()
-        with torch.autocast(image.device.type, enabled=False):  # as the search, and as every logit
+        with torch.autocast(image.device.type, enabled=False):  # fp32, like the search and all logits
             return self.scores(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

@@ -33,9 +33,8 @@ class TipAdapterF(TipAdapter):
 
     Settings (gaopengcuhk/Tip-Adapter: main.py): AdamW 0.001, eps 1e-4, decay 0.01, cosine over all steps,
     batch 256 with the short last one of an epoch, 20 epochs (EuroSAT 100), crops of at least half the
-    image. The official figure is the best
-    epoch on the *test* images, or the searched one if better; here it is the last epoch, searched on
-    the few-shot validation images.
+    image. The official result is the best epoch on the *test* images, or the searched one if better; here
+    it is the last epoch, searched on the few-shot validation images.
     """
 
     name = "tip_adapter_f"

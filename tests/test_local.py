@@ -21,6 +21,7 @@ from promptbench.execution.claims import claim
 from promptbench.execution.execute import execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
+from promptbench.execution.run import run_trial
 from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
@@ -156,7 +157,6 @@ def test_a_failing_trial_leaves_the_others(
 def test_a_trial_too_large_for_the_gpu_leaves_the_others(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_trial = worker_module.run_trial
 
     def short(trial: Trial, *rest: Any) -> Record:
         if trial == trials[0]:

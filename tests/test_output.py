@@ -17,6 +17,7 @@ from promptbench import console
 from promptbench.analysis import confusions as mistakes
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.statistics import all_pairs
+from promptbench.analysis.summary import measured
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.progress import PlainReporter, RichReporter
@@ -88,7 +89,7 @@ def test_no_format_lets_a_name_through_raw(
         assert "\\$\\textbackslash{}frac\\{\\$" in out
     elif style == "json":
         assert f"deep ({SHOWN})" in {row["method"] for row in json.loads(out)}
-    pairs = all_pairs(report.measured(Material(evil_records(), tmp_path).table))
+    pairs = all_pairs(measured(Material(evil_records(), tmp_path).table))
     assert "\x1b" not in render_pairs(pairs, style)  # type: ignore[arg-type]
 
 

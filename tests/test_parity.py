@@ -204,13 +204,13 @@ def test_nothing_is_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     arrays = load_file(path)
     save_file({**arrays, "features_of_tomorrow": torch.zeros(1)}, path)
     assert parity.main([str(folder)]) == 2
-    assert "Case coop_init4_end: arrays that are not known: features_of_tomorrow" in capsys.readouterr().err
+    assert "Case coop_init4_end: unknown arrays: features_of_tomorrow" in capsys.readouterr().err
     save_file(arrays, path)
     cases = json.loads((folder / "cases.json").read_text())
     cases["cases"]["future"] = {"method": "NotYet", "classnames": [], "inputs": "", "file": ""}
     (folder / "cases.json").write_text(json.dumps(cases))
     assert parity.main([str(folder)]) == 2
-    assert "Case future: no method is called 'NotYet' here" in capsys.readouterr().err
+    assert "Case future: there is no method called 'NotYet'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", [8, 64, 2000])

@@ -15,6 +15,7 @@ from promptbench.analysis import confusions as mistakes
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.statistics import all_pairs
 from promptbench.analysis.summary import measured
+from promptbench.analysis.vocabulary import ranges
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.reporting import sentences as wording
@@ -88,7 +89,7 @@ RECORDS = [
 ]
 
 
-DRAW = report.figures
+DRAW = report_figures.figures
 
 
 @pytest.fixture(autouse=True)
@@ -215,8 +216,8 @@ def test_figures_are_all_that_the_records_give_and_bounded(monkeypatch: pytest.M
 
 
 def test_ranges() -> None:
-    assert wording.ranges([5, 1, 2, 3]) == "1-3, 5"
-    assert wording.ranges([1, 2]) == "1, 2"
+    assert ranges([5, 1, 2, 3]) == "1-3, 5"
+    assert ranges([1, 2]) == "1, 2"
 
 
 def test_broken_records_are_reported_and_not_averaged(tmp_path: Path) -> None:

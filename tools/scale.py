@@ -1,4 +1,4 @@
-"""What many records cost: `python -m tools.scale` times planning, `compare` and `report` on synthetic ones.
+"""The cost of many records: `python -m tools.scale` times planning, `compare` and `report` on synthetic ones.
 
 The records are those of results/reference with other seeds, shots and data and with other counts of correct
 pictures. Every command runs in a process of its own; seconds are wall-clock, from its start to its end, and

@@ -1,4 +1,4 @@
-"""Build the wheel, install it in an empty environment and try it there: `make wheel-check`.
+"""Build the wheel, install it in an empty environment and run it there: `make wheel-check`.
 
 The wheel is built from the files that git knows or would add, without left-overs of an earlier build.
 ``--share`` takes the dependencies from the running environment instead of downloading them.

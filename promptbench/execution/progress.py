@@ -149,7 +149,7 @@ def _pace(record: Record) -> str:
 
 def _epochs(trial: Trial) -> int:
     """Epochs of a trial as a measure of work, at least 1: what trains nothing is still evaluated."""
-    return max(1, trial.settings["epochs"])
+    return max(1, int(trial.settings["epochs"]))
 
 
 def make_reporter(trials: Sequence[Trial]) -> PlainReporter:

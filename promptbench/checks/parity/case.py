@@ -1,4 +1,4 @@
-"""One case: our method at the official parameters, what it computes, and the steps of our own training."""
+"""One case: our method at the official parameters, its outputs, and the steps of our own training."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from promptbench.methods._registry import get_method
 from promptbench.training.loop import create
 from promptbench.training.steps import Steps
 
-SEEDS = 24  # draws of our own that initial values are compared with
+SEEDS = 24  # our own draws of initial values, for the comparison with official ones
 CONSTANT = {"warmup_epochs": 0, "schedule": "epoch", "epochs": 1, "steps": 0}  # one rate for all steps
 
 
@@ -98,7 +98,7 @@ class Case:
         return method.eval()
 
     def draw(self, seed: int, **changes: Any) -> Method:
-        """Our method with initial values of its own."""
+        """Our method with its own initial values."""
         kind = get_method(self.kind)
         settings = kind.Settings(**(self.settings() | self.optimiser() | changes))
         return create(kind, self.clip, settings, self.classes, seed)
@@ -106,7 +106,7 @@ class Case:
     # -- what is compared
 
     def run(self) -> Comparison:
-        """Compare everything. Raises UserError for an array that is missing or not known."""
+        """Compare everything. Raises UserError for a missing or unknown array."""
         for name in self.required:
             if name not in self.arrays:
                 raise UserError(f"the file lacks {name!r}")
@@ -121,7 +121,7 @@ class Case:
         self.rest(method)
         check_tables(self.compare)
         if unknown := self.compare.unknown():
-            raise UserError(f"arrays that are not known: {', '.join(unknown)}")
+            raise UserError(f"unknown arrays: {', '.join(unknown)}")
         return self.compare
 
     def check_tokens(self, method: Method) -> None:

@@ -1,4 +1,4 @@
-"""The command: every case of a folder, a line for every kind of array."""
+"""The command: run every case of a folder and print one line per kind of array."""
 
 import argparse
 import sys
@@ -50,21 +50,21 @@ def run(path: Path) -> Iterator[tuple[str, str, Comparison]]:
     for name, case in folder.cases.items():
         kind = CASES.get(str(case.get("method")))
         if kind is None:
-            raise UserError(f"Case {name}: no method is called {case.get('method')!r} here.")
+            raise UserError(f"Case {name}: there is no method called {case.get('method')!r}.")
         try:
             compared = kind(folder, name).run()
         except UserError as error:
             raise UserError(f"Case {name}: {error}") from None
         except KeyError as error:
             raise UserError(f"Case {name} lacks {error}; complete the folder.") from None
-        except (ValueError, RuntimeError) as error:  # shapes or settings that do not belong together
+        except (ValueError, RuntimeError) as error:  # shapes or settings that do not match
             reason = " ".join(str(error).split())
-            raise UserError(f"Case {name} does not hold together ({reason}); correct the folder.") from None
+            raise UserError(f"Case {name} is inconsistent ({reason}); correct the folder.") from None
         yield name, str(case["method"]), compared
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every case and kind of array; 1 if any is over its tolerance, 2 for a folder that is wrong."""
+    """Print every case and kind of array; 1 if any is over its tolerance, 2 for an invalid folder."""
     parser = argparse.ArgumentParser(
         prog="python -m promptbench.checks.parity",
         description="Compare methods with outputs of their official implementations.",

@@ -1,4 +1,4 @@
-"""What was compared, how far it is off and what is accepted."""
+"""Comparisons: the arrays, their differences and the accepted tolerances."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from promptbench.errors import UserError
 
-#: What an array is compared as, by the first pattern that its name begins with.
+#: The kind of an array, by the first pattern that its name begins with.
 KINDS = (
     (r"(teacher_)?tokens", "tokens"),
     (r"init_(stats|pool)\.", "start"),
@@ -42,7 +42,7 @@ def kind_of(name: str) -> str:
 
 
 def difference(ours: Tensor, target: Tensor) -> float:
-    """The largest absolute difference; infinite where shapes differ or something is no number."""
+    """The largest absolute difference; infinite where shapes differ or a value is NaN."""
     if ours.shape != target.shape:
         return float("inf")
     largest = (ours.detach().double() - target.double()).abs().max().item() if ours.numel() else 0.0
@@ -50,7 +50,8 @@ def difference(ours: Tensor, target: Tensor) -> float:
 
 
 def relative(ours: Tensor, target: Tensor) -> float:
-    """The largest difference by the largest entry; infinite where ours is not 0 and the target exactly 0."""
+    """The largest difference relative to the largest entry; infinite where ours is not 0 and the target
+    exactly 0."""
     if ours.shape == target.shape and ours[target == 0].any():
         return float("inf")
     return difference(ours, target) / max(target.abs().max().item(), 1e-30)
@@ -58,7 +59,7 @@ def relative(ours: Tensor, target: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """One array, or what else was compared under that name."""
+    """One array, or another quantity that was compared under that name."""
 
     kind: str
     name: str
@@ -67,14 +68,14 @@ class Line:
 
     @property
     def share(self) -> float:
-        """The difference in units of what is accepted."""
+        """The difference divided by the tolerance."""
         if self.accept:
             return self.difference / self.accept
         return 0.0 if self.difference == 0 else float("inf")
 
 
 class Comparison:
-    """The arrays of a file and what became of each; ``accepted`` gives the tolerance of every kind."""
+    """The arrays of a file and their results; ``accepted`` gives the tolerance of every kind."""
 
     def __init__(self, arrays: Mapping[str, Tensor], accepted: Mapping[str, float]) -> None:
         self.arrays, self.accepted = arrays, accepted
@@ -103,13 +104,14 @@ class Comparison:
         self.measured(name, measure(ours, self.take(name)))
 
     def check_any(self, name: str, candidates: Iterable[Tensor]) -> None:
-        """Compare an array whose layout the format leaves open with each that it may have."""
+        """Compare an array whose layout the format leaves open with every possible layout."""
         if name in self.arrays:
             target = self.take(name)
             self.measured(name, min(difference(ours, target) for ours in candidates))
 
     def check_steps(self, name: str, ours: Tensor) -> None:
-        """Compare values before each step; the first ones, before any step, are held to the loss's bound."""
+        """Compare values before each step; the first ones, before any step, have the tolerance of the
+        loss."""
         if name not in self.arrays:
             return
         target = self.take(name)
@@ -147,12 +149,12 @@ class Comparison:
             self.measured(name, away.max().item())
 
     def measured(self, name: str, value: float, kind: str = "") -> None:
-        """Note a difference of an array's kind."""
+        """Record a difference for an array's kind."""
         kind = kind or kind_of(name)
         self.lines.append(Line(kind, name, value, self.accepted[kind]))
 
     def unknown(self) -> list[str]:
-        """Arrays that nothing was done with."""
+        """Arrays that were not used."""
         return sorted(self.arrays.keys() - self.seen)
 
 
@@ -183,7 +185,7 @@ def tolerances(**changes: float) -> dict[str, float]:
 
 
 def by_kind(lines: Iterable[Line]) -> dict[str, list[Line]]:
-    """Lines under their kinds."""
+    """Lines grouped by kind."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         found.setdefault(line.kind, []).append(line)

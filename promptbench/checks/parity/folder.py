@@ -17,7 +17,7 @@ IDS, ROWS = "token_embedding.ids", "token_embedding.rows"
 
 
 class Folder:
-    """Reads what a folder holds, each frozen CLIP once. Raises UserError if it cannot be read."""
+    """Reads the files of a folder, each frozen CLIP once. Raises UserError if it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

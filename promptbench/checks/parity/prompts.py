@@ -1,4 +1,5 @@
-"""Prompts in the words of CoOp's and MaPLe's repositories: CoOp, CoCoOp, VPT, IVLP, MaPLe, PromptSRC."""
+"""Methods of CoOp's and MaPLe's repositories, by their official names: CoOp, CoCoOp, VPT, IVLP, MaPLe,
+PromptSRC."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -115,7 +116,7 @@ class PromptSRCCase(IVLPCase):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.aggregates = "gpa_mean" in self.case and "epochs" in self.case
-        if self.aggregates and "loss" not in self.arrays:  # such a run may hold nothing else
+        if self.aggregates and "loss" not in self.arrays:  # such a run may have no other arrays
             self.required = ()
 
     def settings(self) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class PromptSRCCase(IVLPCase):
     def check_teacher(self) -> None:
         """The frozen model's features and logits, with the templates of the folder."""
         templates = tuple(self.folder.settings.get("templates_promptsrc_teacher", GENERIC_60))
-        if self.compare.starting("teacher_"):  # our method has its own: the case must mean the same
+        if self.compare.starting("teacher_"):  # our method has its own templates: the case must use the same
             self.compare.measured("templates", float(len({*templates} ^ {*GENERIC_60})), "tokens")
         text = self.clip.frozen_text(self.classes, templates, normalise_each=False)
         kept = {"normalise_each": False, "normalise_mean": False}

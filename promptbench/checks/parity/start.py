@@ -1,4 +1,4 @@
-"""Whether initial values are drawn from the same distribution, told from summaries of official draws."""
+"""Test whether initial values have the official distribution, from summaries of official draws."""
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ def summary(values: Tensor) -> Tensor:
 
 
 def distance(ours: Tensor, official: Tensor, n: int) -> float:
-    """How far our draws [seeds, ...] of one tensor are from the `summary` of ``n`` official values, 1 being
-    the bound of what chance does; without chance in our draws the two must be equal up to rounding."""
+    """Distance of our draws [seeds, ...] of one tensor from the `summary` of ``n`` official values; 1 is the
+    bound for random deviations. Values that do not depend on the seed must be equal up to rounding."""
     if (ours == ours[:1]).all():
         return (summary(ours[0]) - official).abs().max().item() / 1e-6
     x = ours.double().flatten().sort().values

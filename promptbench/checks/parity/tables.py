@@ -1,4 +1,4 @@
-"""Tables that depend on settings alone, and files of the plain frozen model."""
+"""Tables that depend on settings only, and files of the frozen model."""
 
 import re
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def check_tables(compare: Comparison) -> None:
 
 
 def tables(folder: Folder) -> Iterator[tuple[str, str, Comparison]]:
-    """Files of tables that are no case's: schedules and aggregation weights."""
+    """Files of tables that belong to no case: schedules and aggregation weights."""
     own = {case.get("file", f"{name}.safetensors") for name, case in folder.cases.items()}
     paths = [*folder.path.glob("lr_schedule*.safetensors"), *folder.path.glob("*gpa*.safetensors")]
     for path in sorted({path for path in paths if path.name not in own}):

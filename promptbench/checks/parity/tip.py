@@ -15,7 +15,7 @@ from promptbench.methods._base import Batch, Method, Shots
 from promptbench.methods.tip_adapter import TipAdapter
 from promptbench.training.steps import Steps
 
-CLOSE = 1e-3  # a gap between the two largest logits within which rounding may decide
+CLOSE = 1e-3  # rounding may decide if the two largest logits are closer than this
 
 
 class TipAdapterCase(TemplatesCase):
@@ -52,7 +52,7 @@ class TipAdapterCase(TemplatesCase):
         return {}  # nothing is learned
 
     def draw(self, seed: int, **changes: Any) -> TipAdapter:
-        """Our method with the cache that it makes of the augmented features."""
+        """Our method with its cache of the augmented features."""
         method = super().draw(seed, **changes)
         assert isinstance(method, TipAdapter)
         if len(self.passes) != method.settings.passes:
@@ -84,7 +84,7 @@ class TipAdapterCase(TemplatesCase):
         self.check_search(method)
 
     def check_search(self, method: Any) -> None:
-        """The grids, what every pair is right about, and the pair that is chosen."""
+        """The grids, the accuracy of every pair, and the chosen pair."""
         betas, alphas = (torch.tensor(values, dtype=torch.float64) for values in method.grid())
         self.compare.check("search_beta", betas)
         self.compare.check("search_alpha", alphas)
@@ -111,7 +111,7 @@ class TipAdapterCase(TemplatesCase):
         self.check_accuracy("accuracy_test_zeroshot", plain, self.tested)
 
     def check_accuracy(self, name: str, logits: Tensor, batch: Batch) -> float:
-        """Our accuracy in per cent; images that rounding may decide count for neither side."""
+        """Our accuracy in per cent; images that rounding may decide are not counted."""
         ours, near = accuracy(logits, batch.labels)
         if name in self.compare:
             away = abs(ours - self.compare.take(name).item())
@@ -146,7 +146,7 @@ class TipAdapterFCase(TipAdapterCase):
         }
 
     def check_start(self) -> None:
-        """The trained keys start as the cache's."""
+        """The trained keys start from the cache."""
         ours = self.official(dict(self.draw(0).named_parameters()))
         for name, tensor in ours.items():
             self.compare.measured(
@@ -183,7 +183,7 @@ class TipAdapterFCase(TipAdapterCase):
         self.compare.check_steps("train_loss_per_step", torch.stack(losses))
         self.compare.check("train_logits_test", logits)
         self.compare.check("train_accuracy_test_per_epoch", torch.tensor(accuracies, dtype=torch.float64))
-        best = torch.tensor(1 + accuracies.index(max(accuracies)))  # what the released script goes back to
+        best = torch.tensor(1 + accuracies.index(max(accuracies)))  # the released script returns to it
         self.compare.check("official_best_epoch", best)
         return method.eval()
 
@@ -203,7 +203,7 @@ def smallest_margin(logits: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Accuracy in per cent, and how much of it rounding may decide."""
+    """Accuracy in per cent, and the share of images that rounding may decide, in per cent."""
     two = logits.topk(2, dim=-1).values
     near = (two[:, 0] - two[:, 1] < CLOSE).double().mean().item()
     return 100 * (logits.argmax(dim=-1) == labels).double().mean().item(), 100 * near

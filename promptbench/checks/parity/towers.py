@@ -15,7 +15,7 @@ from promptbench.errors import UserError
 
 
 class AnchoredCase(Case):
-    """KgCoOp: a context held near frozen text."""
+    """KgCoOp: a context kept near frozen text."""
 
     kind = "kgcoop"
     accepted = tolerances(features_raw=5e-5, loss=3e-5, steps=2e-6)
