@@ -50,9 +50,9 @@ def bootstrap(values: Array) -> Array:
     sqrt(n / (n - 1)) (Rao and Wu 1988).
     """
     datasets, seeds, columns = values.shape
-    mean = values.mean(axis=(0, 1))
-    drawn = _weights(datasets, seeds) @ values.reshape(datasets * seeds, columns)
-    return mean + np.sqrt(seeds / (seeds - 1)) * (drawn - mean)
+    mean: Array = values.mean(axis=(0, 1))
+    drawn: Array = _weights(datasets, seeds) @ values.reshape(datasets * seeds, columns)
+    return mean + float(np.sqrt(seeds / (seeds - 1))) * (drawn - mean)
 
 
 @cache
@@ -124,13 +124,13 @@ class Runs:
     def by_seed(self, metric: str) -> Array:
         """Averages over datasets [seeds]; HM is that of the averages."""
         if metric != "hm":
-            return self.values[metric].mean(axis=0)
+            return np.asarray(self.values[metric].mean(axis=0))
         return np.asarray(harmonic_mean(self.by_seed("base"), self.by_seed("novel")))
 
     def by_dataset(self, metric: str) -> Array:
         """Means over seeds [datasets]; HM is that of the means."""
         if metric != "hm":
-            return self.values[metric].mean(axis=1)
+            return np.asarray(self.values[metric].mean(axis=1))
         return np.asarray(harmonic_mean(self.by_dataset("base"), self.by_dataset("novel")))
 
     @cached_property

@@ -175,7 +175,8 @@ def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     results: Any = seen.profiler
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
-    return max(itertools.accumulate((e.nbytes() for e in events), initial=0))
+    changes: list[int] = [e.nbytes() for e in events]
+    return max(itertools.accumulate(changes, initial=0))
 
 
 def _data_seconds(clip: FrozenCLIP, batch: int) -> float:

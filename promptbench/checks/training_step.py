@@ -65,7 +65,7 @@ class TrainingStep:
         with autocast(self.clip.device, self.precision):
             if frozen is None and self.method.needs_frozen:
                 frozen = self.frozen()
-            loss = self.method.loss(self.batch(frozen), self.classes)
+            loss: Tensor = self.method.loss(self.batch(frozen), self.classes)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -124,7 +124,7 @@ def gflop(run: Callable[[], object]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / 1e9
+    return int(counter.get_total_flops()) / 1e9
 
 
 def record_gflop(record: Record) -> float:

@@ -156,9 +156,8 @@ def render(
     shown, said = _text(rows, intervals), notes(summary, datasets, intervals)
     if style == "table":
         return terminal(shown, title, said)
-    if style != "table":
-        names = [str(name) for name in shown][: 2 if style == "md" else None]
-        shown[names] = shown[names].map(escape if style == "latex" else markdown)
+    names = [str(name) for name in shown][: 2 if style == "md" else None]
+    shown[names] = shown[names].map(escape if style == "latex" else markdown)
     bold = r"\textbf{{{}}}" if style == "latex" else "**{}**"
     best = {METRICS[key].short: clear_best(rows, key) for key in metrics_of(rows)}
     for column, clear in best.items():

@@ -108,7 +108,7 @@ class Drawing:
         find the layout, which may differ by some pixels."""
         with styled():
             self.figure.set_dpi(DPI)
-            canvas = FigureCanvasAgg(self.figure)
+            canvas: Any = FigureCanvasAgg(self.figure)
             canvas.draw()
         return canvas.buffer_rgba()
 

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 
 from promptbench.analysis import published
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import METRICS
 from promptbench.reporting.plots._base import (
     COLOURS,
     HALO,
     Drawing,
-    Material,
     declare,
     error_bars,
     new_figure,

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import METRICS
 from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
     declare,
     error_bars,
     label_points,

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.ranks import CD_DATASETS, CD_METHODS, rank
 from promptbench.analysis.summary import measured
 from promptbench.analysis.vocabulary import METRICS, p_text
-from promptbench.reporting.plots._base import WIDTH, Drawing, Material, declare, look, new_figure
+from promptbench.reporting.plots._base import WIDTH, Drawing, declare, look, new_figure
 
 
 @declare(

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.console import plain
 from promptbench.reporting.plots._base import (
     COLOURS,
     LINES,
     Drawing,
-    Material,
     bottom,
     declare,
     legend_below,

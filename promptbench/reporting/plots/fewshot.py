@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import as_published
 from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
     bottom,
     declare,
     error_bars,

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import METRICS, ZEROSHOT
-from promptbench.reporting.plots._base import WIDTH, Drawing, Material, declare, new_figure
+from promptbench.reporting.plots._base import WIDTH, Drawing, declare, new_figure
 
 
 @declare("Points above zero-shot.", needs=f"records of {ZEROSHOT} and of another method; run both", place=3)

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from promptbench.reporting.plots._base import Drawing, Material, declare, legend_below, line, new_figure
+from promptbench.analysis.comparison import Material
+from promptbench.reporting.plots._base import Drawing, declare, legend_below, line, new_figure
 
 TOWERS = ("text", "vision")
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.costs import COSTS, step_gflop
 from promptbench.analysis.vocabulary import METRICS
 from promptbench.errors import UserError
 from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
     PlainLog,
     declare,
     error_bars,
