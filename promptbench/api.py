@@ -31,7 +31,7 @@ def list_datasets() -> list[str]:
 
 def list_benchmarks() -> list[str]:
     """Names of all benchmarks: base2novel, fewshot and so on."""
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     return list(BENCHMARKS)
 
@@ -177,10 +177,11 @@ def compare(
     method of a pair comes first, as in `promptbench compare --pairs`.
     Raises UserError if there are no records, if they cannot be compared, or if no pair has ``control``.
     """
-    from promptbench.analysis.compare import load_frame, measured, summarise
-    from promptbench.analysis.stats import all_pairs
+    from promptbench.analysis.comparison import load_frame
+    from promptbench.analysis.statistics import all_pairs
+    from promptbench.analysis.summary import measured, summarise
     from promptbench.errors import unknown
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     table = load_frame(Path(out), get_benchmark(benchmark).name, backbone)
     if control is None:

@@ -22,8 +22,9 @@ from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 
 EPOCHS = 2
 

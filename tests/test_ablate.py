@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from promptbench.analysis.ablation import Measured, direction, measure, steps_of, tabulate
-from promptbench.analysis.compare import harmonic_mean
+from promptbench.analysis.statistics import harmonic_mean
 from promptbench.errors import UserError
 from promptbench.methods._base import get_recipe
 from promptbench.trials.trial import Evaluation, Trial

@@ -10,19 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from promptbench.analysis import pairwise
-from promptbench.analysis.compare import (
-    AVERAGE,
-    frame,
-    harmonic_mean,
-    load_frame,
-    measured,
-    render,
-    summarise,
-)
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis import published
+from promptbench.analysis.comparison import load_frame
+from promptbench.analysis.statistics import all_pairs, harmonic_mean
+from promptbench.analysis.summary import frame, measured, summarise
+from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
-from promptbench.reporting.tables import Format, escape
+from promptbench.reporting import pairs as pair_tables
+from promptbench.reporting.tables import Format, escape, render
+from promptbench.trials.benchmarks import BENCHMARKS, Benchmark, Transfer, get_benchmark
 from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
 from promptbench.trials.trial import Evaluation, Trial
 
@@ -177,7 +173,7 @@ def test_golden_tables(style: Format) -> None:
     table = frame(RECORDS)
     name = f"base2novel.{ENDINGS[style]}"
     assert render(summarise(table), style, "base2novel") == (TABLES / name).read_text()
-    pairs = pairwise.render(all_pairs(measured(table)), style, "base2novel")
+    pairs = pair_tables.render(all_pairs(measured(table)), style, "base2novel")
     assert pairs == (TABLES / f"pairs.{ENDINGS[style]}").read_text()
 
 
@@ -194,7 +190,7 @@ def test_latex_compiles(name: str, tmp_path: Path) -> None:
 
 def test_notes_below_the_table() -> None:
     text = render(summarise(frame(RECORDS)), "md")
-    assert "Benchmark base2novel, backbone pocket, 16 shots, 1 to 2 seeds, n = 800 test pictures." in text
+    assert "Benchmark base2novel, backbone pocket, 16 shots, 1 to 2 seeds, n = 800 test images." in text
     assert "HM: harmonic mean of the mean base and the mean novel accuracy." in text
     assert "Mean of the datasets' HMs, for comparison: zeroshot 63.08, deep 66.90." in text
 
@@ -376,7 +372,7 @@ def test_the_source_of_a_transfer_is_shown_but_not_averaged() -> None:
 
 
 def published_record(method: str, dataset: str, base: float, novel: float, **trial: Any) -> Record:
-    """A record on the published test pictures of a standard dataset, accuracies in percent."""
+    """A record on the published test images of a standard dataset, accuracies in percent."""
     from promptbench.data.cards import cards
 
     halves = cards()[dataset][0].halves or {}
@@ -394,7 +390,7 @@ def published_record(method: str, dataset: str, base: float, novel: float, **tri
 
 def check(records: list[Record], benchmark: str = "base2novel") -> tuple[dict[Any, str], list[str]]:
     """Verdicts by method, dataset and metric, and what is said about the rest."""
-    from promptbench.analysis.published import verify
+    from promptbench.analysis.verification import verify
 
     found = verify(records, benchmark, "ViT-B-16-quickgelu")
     verdicts = {(r["method"], r["dataset"], r["metric"]): r["verdict"] for r in found.to_dict("records")}
@@ -437,7 +433,7 @@ def test_verify_compares_no_average_that_lacks_a_dataset() -> None:
         ({"labels": ["dtd: non-standard split"]}, "non-standard split"),
         ({"weights": "laion400m_e31"}, "weights 'laion400m_e31' instead of 'openai'"),
         ({"weights": "laion400m_e31=" + "0" * 64}, "weights 'laion400m_e31' instead of 'openai'"),
-        ({"total": 200}, "200 test pictures instead of 864"),
+        ({"total": 200}, "200 test images instead of 864"),
     ],
 )
 def test_verify_leaves_out_what_was_not_published(change: dict[str, Any], reason: str) -> None:
@@ -463,9 +459,10 @@ def test_verify_of_other_datasets_and_of_files() -> None:
 
 def test_verify_of_transfers() -> None:
     """Records of other targets are no obstacle; the average needs the four variants."""
-    from promptbench.data.cards import cards, transfer
+    from promptbench.data.cards import cards
 
-    source, targets = transfer("standard", "domain")
+    source, targets = get_benchmark("domain").datasets("standard")
+    assert source is not None
     records = []
     for seed, names in ((1, targets), (2, targets[:3])):
         one = make("maple", source, seed, 0, 0, benchmark="domain", data=str(len(names)), weights="openai")
@@ -482,3 +479,19 @@ def test_verify_of_transfers() -> None:
     verdicts, notes = check(records[1:], "domain")
     assert ("maple", AVERAGE, "all") not in verdicts
     assert any(note.startswith("average left out") for note in notes)
+
+
+def test_a_benchmark_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns and what is averaged follow from it; nothing else lists benchmarks."""
+    kinds = Benchmark("kinds", "", (4,), "all", ("all", "novel"), {"pocket": Transfer("icons", ("kinds",))})
+    monkeypatch.setitem(BENCHMARKS, "kinds", kinds)
+    assert kinds.metrics == ("all", "novel")
+    assert get_benchmark("base2novel").metrics == ("base", "novel", "hm")
+    one = make("deep", "icons", 1, 8, 9, benchmark="kinds")
+    one.evaluations[1].dataset = "kinds"
+    assert frame([one]).groupby("dataset")["source"].first().to_dict() == {"icons": True, "kinds": False}
+    assert published.lookup("coop", "kinds", "kinds", "all", 4, "ViT-B-16-quickgelu") is None
+    with pytest.raises(UserError, match="Nothing was published for kinds"):
+        published.rows("kinds", "ViT-B-16-quickgelu")
+    with pytest.raises(UserError, match="names no source and targets for kinds"):
+        kinds.datasets("standard")

@@ -15,8 +15,8 @@ from promptbench.data.contents import contents
 from promptbench.data.draws import kept_draw
 from promptbench.data.listing import list_tree
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import get_benchmark
 from tests import mini
 
 CLASSES = ("cat", "dog")

@@ -19,8 +19,8 @@ from promptbench.data.draws import draw_few_shot
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import get_benchmark
 from tests import mini
 
 VIEWS = Views(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -19,8 +19,9 @@ from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
 from promptbench.training.loop import Progress
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 from tests.kill_driver import content
 from tests.test_cli import call
 

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from promptbench.analysis.compare import AVERAGE
+from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.trials.record import BriefRecord, read_records
 from tests.conftest import write_dataset
 from tests.test_cli import call

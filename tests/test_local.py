@@ -21,9 +21,10 @@ from promptbench.execution.execute import claim, execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
 from promptbench.methods._base import get_method
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import Record, read_records
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 
 
 @pytest.fixture

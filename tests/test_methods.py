@@ -30,8 +30,9 @@ from promptbench.methods._base import (
 )
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import Progress, autocast, create, fit
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
-from promptbench.trials.trial import BENCHMARKS, Evaluation
+from promptbench.trials.trial import Evaluation
 
 ALL = sorted(methods())
 TRAINED = [name for name in ALL if methods()[name].Settings.model_fields["epochs"].default]

@@ -15,14 +15,14 @@ from PIL import Image
 
 from promptbench import console
 from promptbench.analysis import confusions as mistakes
-from promptbench.analysis.material import Material
-from promptbench.analysis.pairwise import render as render_pairs
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.statistics import all_pairs
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.progress import PlainReporter, RichReporter
 from promptbench.reporting.html import report
-from promptbench.reporting.plots import FIGURES, draw
+from promptbench.reporting.pairs import render as render_pairs
+from promptbench.reporting.plots import draw, names
 from promptbench.reporting.tables import escape, markdown
 from promptbench.trials.record import Record
 from tests.test_cli import call
@@ -141,7 +141,7 @@ def test_every_figure_draws_names_as_they_are(tmp_path: Path) -> None:
         lines = [json.dumps({"epoch": n, "loss": 1 / n}) for n in (1, 2)]
         (folder / "metrics.jsonl").write_text("\n".join(lines))
     drawn = {}
-    for name in FIGURES:
+    for name in names():
         given = Material(records + more * (name == "fewshot"), tmp_path)
         try:
             drawing = draw(name, given)
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_sentence() -> None:
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAg"])
 def test_figures_need_no_backend(backend: str, tmp_path: Path) -> None:
     code = (
-        "import os; from promptbench.reporting.plots.base import new_figure, styled\n"
+        "import os; from promptbench.reporting.plots._base import new_figure, styled\n"
         "import io; new_figure().savefig(io.BytesIO(), format='pdf'); print(os.environ['MPLBACKEND'])"
     )
     environment = {**os.environ, "MPLBACKEND": backend}

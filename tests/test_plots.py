@@ -1,6 +1,7 @@
 """Every figure from hand-made records: what it shows, what it refuses, that no label lies on another."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from matplotlib.text import Text
 
 from promptbench.analysis import published
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.costs import step_gflop
-from promptbench.analysis.material import Material
+from promptbench.analysis.vocabulary import AVERAGE
+from promptbench.checks.training_step import record_gflop
 from promptbench.errors import UserError
-from promptbench.reporting.plots import FIGURES, Drawing, draw, pareto
-from promptbench.reporting.plots.tradeoff import with_front
-from promptbench.reporting.tables import AVERAGE, clear_best, render
+from promptbench.reporting.plots import draw, get_figure, names
+from promptbench.reporting.plots._base import Drawing
+from promptbench.reporting.plots.tradeoff import pareto, with_front
+from promptbench.reporting.tables import clear_best, render
 from promptbench.trials.record import Record
 from tests.test_compare import RECORDS, make, published_record
 
@@ -29,10 +33,14 @@ def labels(drawing: Drawing) -> list[str]:
     return [text.get_text() for text in drawing.figure.axes[0].texts if text.get_text()]
 
 
-def test_registry_is_what_the_command_line_offers() -> None:
-    from promptbench.cli import names
-
-    assert names.figures() == list(FIGURES)
+def test_figures_are_named_by_their_files_and_declare_the_rest() -> None:
+    declared = [get_figure(name) for name in names()]
+    assert [one.name for one in declared] == names()
+    assert {"tradeoff", "base-novel", "critical-difference"} <= set(names())
+    assert all(one.caption.endswith(".") and one.needs for one in declared)
+    assert len({one.place for one in declared}) == len(declared)
+    with pytest.raises(UserError, match="Did you mean 'heatmap'"):
+        get_figure("heatmaps")
 
 
 def test_pareto() -> None:
@@ -102,7 +110,12 @@ def test_arithmetic_of_a_step_is_that_of_its_configuration() -> None:
         record = make("coop", "a", 1, 1, 1, settings=values)
         names = {f"dog {i}": (1, 2) for i in range(classes)}
         counts = [record.evaluations[0].model_copy(update={"per_class": names})]
-        given = material([record.model_copy(update={"evaluations": counts})], cost="gflop", metric="base")
+        given = material(
+            [record.model_copy(update={"evaluations": counts})],
+            cost="gflop",
+            metric="base",
+            count_gflop=record_gflop,
+        )
         found = step_gflop(given, "coop", 16)
         if found:
             assert draw("tradeoff", given).data["gflop"].tolist() == [found]
@@ -172,12 +185,12 @@ def test_curves(tmp_path: Path) -> None:
     data = draw("curves", material(RECORDS, tmp_path)).data
     assert data["loss"].tolist() == [3.5, 2.5]  # mean over seeds
     assert data["val_accuracy"].tolist() == [51, 52]
-    with pytest.raises(UserError, match="curves need them"):
+    with pytest.raises(UserError, match=r"figure curves needs metrics\.jsonl of more than one epoch"):
         draw("curves", material(RECORDS, tmp_path / "other"))
 
 
 def test_prompts() -> None:
-    with pytest.raises(UserError, match="None of the records holds the influence"):
+    with pytest.raises(UserError, match="needs records that hold the influence of prompts"):
         draw("prompts", material(RECORDS))
     changes = [{"text": [0.1, 0.3]}, {"text": [0.3, 0.5]}]
     records = [r.model_copy(update={"influence": c}) for r, c in zip(RECORDS[2:4], changes, strict=True)]
@@ -185,7 +198,7 @@ def test_prompts() -> None:
 
 
 def test_ablation_stands_beside_the_papers() -> None:
-    with pytest.raises(UserError, match="run ivlp mmlop mmlop-lowrank"):
+    with pytest.raises(UserError, match="run `promptbench ablate mmlop`"):
         draw("ablation", material(RECORDS))
     records = [
         make("mmlop", "a", 1, 150, 140),
@@ -210,8 +223,8 @@ def test_ablation_stands_beside_the_papers() -> None:
 
 
 def test_critical_difference() -> None:
-    few = "needs at least 5 methods on 6 datasets, here are 2 on 2; see `promptbench compare --pairs`"
-    with pytest.raises(UserError, match=few):
+    few = "needs at least 5 methods on 6 datasets (else `promptbench compare --pairs`); there are 2 on 2."
+    with pytest.raises(UserError, match=re.escape(few)):
         draw("critical-difference", material(RECORDS))
     records = [make(f"m{i}", f"d{j}", 1, 100 + 5 * i + (i * j) % 3, 100) for i in range(6) for j in range(7)]
     drawing = draw("critical-difference", material(records, metric="base"))

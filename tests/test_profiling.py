@@ -7,7 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from promptbench.checks.profile import Step, gemm_rate, natural_names
+from promptbench.checks.profile import gemm_rate
+from promptbench.checks.training_step import TrainingStep, natural_names
 from promptbench.cli.app import app
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.errors import UserError
@@ -29,7 +30,7 @@ def test_three_steps_equal_the_official_way(pocket: FrozenCLIP, name: str) -> No
     results = []
     for reference in (False, True):
         torch.manual_seed(3)  # random pictures and shots
-        step = Step(get_recipe(name), pocket, natural_names(5), 2, "fp32")
+        step = TrainingStep(get_recipe(name), pocket, natural_names(5), 2, "fp32")
         step.images = torch.linspace(-1, 1, step.images.numel()).sin().view_as(step.images)
         step.method.eval()  # dropout draws for the tokens there are: more of them where sentences are padded
         step.optimizer = torch.optim.SGD(step.parameters, lr=0.02)
@@ -77,7 +78,7 @@ def test_a_compiled_step_is_the_same_step(clip: FrozenCLIP) -> None:
     results = []
     for one in (clip, FrozenCLIP(clip.model, clip.shape).compile()):
         torch.manual_seed(3)
-        step = Step(get_recipe("coop"), one, natural_names(5), 2, "fp32")
+        step = TrainingStep(get_recipe("coop"), one, natural_names(5), 2, "fp32")
         kept = torch.linspace(-1, 1, 2 * clip.shape.embed_dim).view(2, -1)
         losses = [step.run(kept) for _ in range(3)]
         results.append((torch.stack(losses), step.parameters[0].detach()))

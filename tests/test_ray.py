@@ -24,9 +24,10 @@ from promptbench.execution.execute import Job, Outcome, claim, execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
 from promptbench.training.loop import Progress
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import read_records
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 from tests.test_local import Waiting, same
 
 MEMORY = 4 << 30  # of each node

@@ -8,14 +8,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from promptbench.analysis.compare import frame, load_frame, load_records, render, summarise
+from promptbench.analysis.comparison import load_frame, load_records
+from promptbench.analysis.summary import frame, summarise
+from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.cli.app import app
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import backbone_shape
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.methods._base import Method, methods, trainable_parameters
-from promptbench.reporting.tables import AVERAGE, spread
+from promptbench.reporting.tables import render, spread
 from promptbench.training.loop import create, fit
 
 ROOT = Path(__file__).parent.parent

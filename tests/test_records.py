@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 
 import promptbench
-from promptbench.analysis.compare import frame, load_frame, load_records, render, summarise
+from promptbench.analysis.comparison import load_frame, load_records
+from promptbench.analysis.summary import frame, summarise
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method
+from promptbench.reporting.tables import render
 from promptbench.storage import hash_value
 from promptbench.training import environment
 from promptbench.training.loop import CHECKPOINT, Progress
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.predictions import read_predictions
 from promptbench.trials.record import FILES, BriefRecord, Fault, Record, examine, read_records
-from promptbench.trials.trial import BENCHMARKS, Trial
+from promptbench.trials.trial import Trial
 from tests.kill_driver import content
 from tests.test_compare import RECORDS, make, write
 
@@ -255,7 +258,7 @@ def test_the_code_hash_covers_every_file_of_the_package() -> None:
         for path in listed.stdout.splitlines()
     }
     assert {
-        "promptbench/reporting/plots/base.py",
+        "promptbench/reporting/plots/_base.py",
         "promptbench/reporting/html/templates/report.html",
         "promptbench.methods/recipes.yaml",
     } <= names

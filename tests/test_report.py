@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 
 from promptbench.analysis import confusions as mistakes
-from promptbench.analysis.compare import measured
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.statistics import all_pairs
+from promptbench.analysis.summary import measured
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.reporting import sentences as wording
 from promptbench.reporting.html import figures as report_figures
 from promptbench.reporting.html import report
-from promptbench.reporting.plots import FIGURES
 from promptbench.trials.record import Confused, Counts, Record, Seconds
 from promptbench.trials.trial import Trial
 from tests.test_cli import call
@@ -188,7 +187,7 @@ def test_a_method_without_all_datasets_is_not_ranked() -> None:
     assert found.metric == "hm"
     assert found.missing == ["other", "small"]
     assert set(found.values) == {"deep", "zeroshot"}
-    assert "Not ranked, as a dataset or a seed common to all is missing: other, small." in wording.sentence(
+    assert "Not ranked: other, small: a dataset, or a seed common to all, is missing." in wording.sentence(
         found
     )
 
@@ -205,7 +204,6 @@ def test_verdicts_are_those_of_compare() -> None:
 
 
 def test_figures_are_all_that_the_records_give_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(report_figures.CAPTIONS) == set(FIGURES)
     found = report_figures.figures(Material(RECORDS, Path()))
     assert [one.caption.split()[0] for one in found] == ["Accuracy", "Base", "Points"]
     assert found[0].caption.endswith("Nothing is dominated.") or "dominates" in found[0].caption
@@ -277,10 +275,10 @@ def test_example_pictures(tmp_path: Path, colours: data.Dataset) -> None:
     text = text_of(out, lambda name: colours)
     assert text.count("<symbol ") == 3  # base and novel show the same pictures: they are there once
     assert text.count("<use ") == 6
-    assert "not at hand" not in text
+    assert "not available when" not in text
     text = text_of(out)
     assert "<symbol " not in text
-    assert "The pictures of this dataset were not at hand when the report was made." in text
+    assert "The images of this dataset were not available when the report was made." in text
     assert report.write_report(out, out / "r.html", find=nowhere) == {"colours": "colours is not here."}
 
 
@@ -296,7 +294,7 @@ def test_only_pictures_of_the_split_are_read(colours: data.Dataset, tmp_path: Pa
 
 def test_pictures_are_bounded(colours: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     where = mistakes.Where("colours", "base", "test")
-    monkeypatch.setattr(mistakes, "MAX_PICTURES", 3)
+    monkeypatch.setattr(mistakes, "MAX_IMAGES", 3)
     album = mistakes.Album(lambda name: colours)
     album.fill([(where, [f"images/{label}/test{i}.png" for i in range(3)]) for label in (0, 1)])
     assert len(album.thumbnails) == 3

@@ -19,6 +19,7 @@ from promptbench.data.check import check
 from promptbench.data.dataset import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
+from promptbench.trials.benchmarks import get_benchmark
 from tests import mini
 
 ELEVEN = [
@@ -40,11 +41,11 @@ def load(name: str, root: Path) -> data.Dataset:
 def test_the_suites() -> None:
     assert cards.suite("standard") == ELEVEN
     assert cards.suite("imagenet-variants") == VARIANTS
-    source, targets = cards.transfer("standard", "crossdataset")
+    source, targets = get_benchmark("crossdataset").datasets("standard")
     assert source == "imagenet"
     assert sorted(targets) == [name for name in ELEVEN if name != "imagenet"]
-    assert cards.transfer("standard", "domain")[0] == "imagenet"
-    assert sorted(cards.transfer("standard", "domain")[1]) == VARIANTS
+    assert get_benchmark("domain").datasets("standard")[0] == "imagenet"
+    assert sorted(get_benchmark("domain").datasets("standard")[1]) == VARIANTS
 
 
 # sizes, halves and templates as in the field's tables

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from promptbench.analysis import pairwise, stats
-from promptbench.analysis.compare import frame, measured
-from promptbench.analysis.stats import Runs
+from promptbench.analysis import statistics as stats
+from promptbench.analysis.ranks import Ranks, rank
+from promptbench.analysis.statistics import Runs
+from promptbench.analysis.summary import frame, measured
+from promptbench.reporting import pairs as pair_tables
+from promptbench.reporting.sentences import pair_summary
 from tests.test_compare import RECORDS, make
 
 
@@ -131,14 +134,14 @@ def test_measured_needs_every_dataset() -> None:
 def test_critical_difference_of_demsar() -> None:
     """Four classifiers on 14 datasets: 1.25 (Demsar 2006, section 3.2.2); q of its table 5."""
     rng = np.random.default_rng(0)
-    ranks = stats.rank({name: rng.normal(size=14) for name in "abcd"})
+    ranks = rank({name: rng.normal(size=14) for name in "abcd"})
     assert ranks.difference == pytest.approx(1.25, abs=0.005)
     assert sum(ranks.mean.values()) == pytest.approx(10)
     assert list(ranks.mean.values()) == sorted(ranks.mean.values())
 
 
 def test_groups_that_are_not_told_apart() -> None:
-    ranks = stats.Ranks({"a": 1.0, "b": 1.8, "c": 2.5, "d": 4.7}, 1.0, 0.01, 10)
+    ranks = Ranks({"a": 1.0, "b": 1.8, "c": 2.5, "d": 4.7}, 1.0, 0.01, 10)
     assert ranks.groups == [("a", "b"), ("b", "c")]
 
 
@@ -146,22 +149,22 @@ def test_sentences() -> None:
     rng = np.random.default_rng(2)
     noise = rng.normal(0, 0.1, (7, 4))
     good, bad = runs("good", 80 + noise), runs("bad", 60 + rng.normal(0, 0.1, (7, 4)))
-    text = pairwise.summary(stats.all_pairs([good, bad]))
+    text = pair_summary(stats.all_pairs([good, bad]))
     assert "Which is better (average of 7 datasets" in text
     assert text.count("accuracy: good > bad.") == 2  # on other shots and on other datasets
-    alike = pairwise.summary(stats.all_pairs([good, runs("twin", 80 + rng.normal(0, 0.1, (7, 4)))]))
+    alike = pair_summary(stats.all_pairs([good, runs("twin", 80 + rng.normal(0, 0.1, (7, 4)))]))
     assert "accuracy: the two do not differ." in alike
-    few = pairwise.summary(stats.all_pairs(measured(frame(RECORDS))))
+    few = pair_summary(stats.all_pairs(measured(frame(RECORDS))))
     assert "no answer, with 2 datasets and 1 pair p is at least 0.50" in " ".join(few.split())
     single = [make(name, "a", 1, n, n) for name, n in (("x", 100), ("y", 120))]
-    text = pairwise.summary(stats.all_pairs(measured(frame(single))))
+    text = pair_summary(stats.all_pairs(measured(frame(single))))
     assert "one seed cannot say" in text
-    assert "takes two methods" in pairwise.summary(stats.all_pairs(measured(frame(single[:1]))))
+    assert "takes two methods" in pair_summary(stats.all_pairs(measured(frame(single[:1]))))
 
 
 @pytest.mark.parametrize("style", ["table", "md", "csv", "json", "latex"])
 def test_table_of_pairs(style: Any) -> None:
-    text = pairwise.render(stats.all_pairs(measured(frame(RECORDS))), style, "base2novel")
+    text = pair_tables.render(stats.all_pairs(measured(frame(RECORDS))), style, "base2novel")
     assert "zeroshot" in text
     assert "deep" in text
     if style in ("table", "md"):

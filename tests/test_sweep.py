@@ -10,9 +10,9 @@ import yaml
 from promptbench.data import dataset as data
 from promptbench.execution.options import RunOptions
 from promptbench.execution.setup import prepare
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan, shard
 from promptbench.trials.sweep import combinations, parse_sweep, read_sweep
-from promptbench.trials.trial import BENCHMARKS
 from tests.test_cli import arguments, call, records
 
 ROOT = Path(__file__).parent.parent

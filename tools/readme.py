@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
-from promptbench.analysis.compare import load_frame, summarise
-from promptbench.reporting.tables import AVERAGE, spread
+from promptbench.analysis.comparison import load_frame
+from promptbench.analysis.summary import summarise
+from promptbench.analysis.vocabulary import AVERAGE
+from promptbench.reporting.tables import spread
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- table: results/reference -->\n", "\n<!-- end of table -->"

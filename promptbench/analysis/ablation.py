@@ -4,18 +4,20 @@ the published ones. Which recipes are steps of which table is declared in ``meth
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from promptbench.analysis import published
-from promptbench.analysis.pairwise import difference_text
-from promptbench.analysis.stats import Runs, paired
+from promptbench.analysis.statistics import Runs, paired
+from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
-from promptbench.methods._base import Recipe, Step, get_recipe, recipes
-from promptbench.reporting.tables import TITLES
+from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
-from promptbench.trials.trial import Trial, get_benchmark
+from promptbench.trials.trial import Trial
+
+if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
+    from promptbench.methods._base import Recipe, Step
 
 Rows = list[dict[str, str]]
 
@@ -27,8 +29,8 @@ class Measured:
     ``planned`` is how many of these there should be, ``settings`` and ``shots`` are those of its trials.
     """
 
-    step: Step
-    recipe: Recipe
+    step: "Step"
+    recipe: "Recipe"
     settings: Mapping[str, Any]
     shots: int
     parameters: int | None
@@ -43,8 +45,8 @@ class Measured:
         return self._runs(datasets, seeds).headline[metric]
 
     def against(self, other: "Measured", metric: str) -> tuple[float, float, float] | None:
-        """This minus ``other`` with its 95 % interval (`stats.paired`), on the datasets that both have and
-        the seeds that both have of each of these."""
+        """This minus ``other`` with its 95 % interval (`statistics.paired`), on the datasets that both have
+        and the seeds that both have of each of these."""
         both = self.cells.keys() & other.cells.keys()
         datasets = sorted({dataset for dataset, _ in both})
         seeds = [s for s in sorted({s for _, s in both}) if all((name, s) in both for name in datasets)]
@@ -61,7 +63,7 @@ class Measured:
 
 
 @dataclass
-class Table:
+class AblationTables:
     """One group: values of every step, differences to the step before, and what a reader must know."""
 
     values: Rows
@@ -69,11 +71,13 @@ class Table:
     notes: list[str]
 
 
-def steps_of(method: str) -> dict[str, list[tuple[Step, Recipe]]]:
+def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
     """The ablations of ``method`` by group, in the order of the recipes.
 
     Raises UserError for a name that does not exist or has none.
     """
+    from promptbench.methods._base import get_recipe, recipes
+
     get_recipe(method)
     found: dict[str, list[tuple[Step, Recipe]]] = {}
     known = {step.of for recipe in recipes().values() for step in recipe.ablation}
@@ -89,7 +93,9 @@ def steps_of(method: str) -> dict[str, list[tuple[Step, Recipe]]]:
     return found
 
 
-def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mapping[str, Record]) -> Measured:
+def measure(
+    step: "Step", recipe: "Recipe", trials: Sequence[Trial], records: Mapping[str, Record]
+) -> Measured:
     """A step from the records (by hash) of its ``trials``; those without a record are missing."""
     cells: dict[tuple[str, int], dict[str, float]] = {}
     made = [records[trial.hash] for trial in trials if trial.hash in records]
@@ -104,10 +110,9 @@ def measure(step: Step, recipe: Recipe, trials: Sequence[Trial], records: Mappin
     return Measured(step, recipe, first.settings, first.shots, parameters, cells, len(planned))
 
 
-def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
+def tabulate(steps: Sequence[Measured], trial: Trial) -> AblationTables:
     """The tables of one group; ``trial`` is any of its trials: what was measured on what."""
-    spaces = {evaluation.classes for evaluation in trial.evaluations}
-    metrics = ["base", "novel", "hm"] if spaces == {"base", "novel"} else ["all"]
+    metrics = metrics_for(dict.fromkeys(evaluation.classes for evaluation in trial.evaluations))
     theirs = [_published(one.step, trial) for one in steps]
     shown = [metric for metric in metrics if any(metric in values for values in theirs)]
     values: Rows = [
@@ -115,8 +120,8 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
             "step": one.step.step,
             "recipe": one.recipe.name,
             "parameters": "-" if one.parameters is None else f"{one.parameters:,}",
-            **{TITLES[m]: _number(one.mean(m)) for m in metrics},
-            **{f"{TITLES[m]}, published": _number(known.get(m)) for m in shown},
+            **{METRICS[m].short: _number(one.mean(m)) for m in metrics},
+            **{f"{METRICS[m].short}, published": _number(known.get(m)) for m in shown},
         }
         for one, known in zip(steps, theirs, strict=True)
     ]
@@ -126,12 +131,14 @@ def tabulate(steps: Sequence[Measured], trial: Trial) -> Table:
         both = [m for m in metrics if m in theirs[i] and m in theirs[i - 1]]
         away = {m: theirs[i][m] - theirs[i - 1][m] for m in both}
         row = {"step": steps[i].step.step, "after": steps[i - 1].step.step}
-        row |= {f"{TITLES[m]} [95 %]": difference_text(*one) if (one := ours[m]) else "-" for m in metrics}
+        row |= {
+            f"{METRICS[m].short} [95 %]": difference_text(*one) if (one := ours[m]) else "-" for m in metrics
+        }
         if shown:
-            row["published"] = ", ".join(f"{TITLES[m]} {away[m]:+.2f}" for m in both) or "-"
+            row["published"] = ", ".join(f"{METRICS[m].short} {away[m]:+.2f}" for m in both) or "-"
             row["direction"] = ", ".join(direction(ours[m], away[m]) for m in both) or "-"
         differences.append(row)
-    return Table(values, differences, _notes(steps, trial, bool(shown)))
+    return AblationTables(values, differences, _notes(steps, trial, bool(shown)))
 
 
 def direction(ours: tuple[float, float, float] | None, theirs: float) -> str:
@@ -149,21 +156,20 @@ def _counts_for(trial: Trial, dataset: str) -> bool:
     return not (get_benchmark(trial.benchmark).transfer and dataset == trial.dataset)
 
 
-def _rows(step: Step, trial: Trial) -> list[dict[str, Any]]:
-    """The published rows of a step, none for another benchmark or other shots."""
-    if not step.published or trial.benchmark != "base2novel":
+def _rows(step: "Step", trial: Trial) -> list[dict[str, Any]]:
+    """The published rows of a step, none for a benchmark without published ablations or for other shots."""
+    if not step.published:
         return []
-    table = published.table()
+    table = published.ablations(trial.benchmark)
     mine = table[
-        (table["benchmark"] == "ablation")
-        & (table["method"] == step.published["method"])
+        (table["method"] == step.published["method"])
         & (table["setting"] == step.published["setting"])
         & table["setting"].str.match(rf"{trial.shots}-shot\b")
     ]
     return [{str(key): value for key, value in row.items()} for row in mine.to_dict("records")]
 
 
-def _published(step: Step, trial: Trial) -> dict[str, float]:
+def _published(step: "Step", trial: Trial) -> dict[str, float]:
     return {row["metric"]: float(row["value"]) for row in _rows(step, trial)}
 
 

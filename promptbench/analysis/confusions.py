@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from promptbench.data.dataset import Dataset
 
 PAIRS = 10  # most frequent confusions shown per evaluation
-EXAMPLES = 3  # pictures shown per confusion
+EXAMPLES = 3  # images shown per confusion
 PIXELS = 96  # longer side of a thumbnail
-MAX_PICTURES = 800
+MAX_IMAGES = 800
 MAX_BYTES = 2_000_000  # of all thumbnails, as text
 
 
@@ -52,7 +52,7 @@ class Where(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Pictures of class ``true`` that were taken for ``predicted``."""
+    """Images of class ``true`` that were taken for ``predicted``."""
 
     true: str
     predicted: str
@@ -65,7 +65,7 @@ class Sums:
     trainings: int = 0
     #: by class [correct, total]
     classes: dict[str, list[int]] = field(default_factory=dict)
-    #: only what was among the ten most frequent of a record: at least so many pictures
+    #: only what was among the ten most frequent of a record: at least so many images
     confused: dict[Pair, int] = field(default_factory=dict)
 
     def add(self, counts: Counts) -> None:
@@ -80,37 +80,37 @@ class Sums:
             self.confused[pair] = self.confused.get(pair, 0) + one.count
 
     def accuracy(self, name: str) -> float | None:
-        """Percent of a class's pictures, of all seeds together; None if there are none."""
+        """Percent of a class's images, of all seeds together; None if there are none."""
         correct, total = self.classes.get(name, (0, 0))
         return 100 * correct / total if total else None
 
     def rate(self, pair: Pair) -> float | None:
-        """At least so many percent of the pictures of ``pair.true`` were taken for ``pair.predicted``;
+        """At least so many percent of the images of ``pair.true`` were taken for ``pair.predicted``;
         None if that was never among the ten most frequent."""
         total = self.classes.get(pair.true, (0, 0))[1]
         return 100 * self.confused[pair] / total if total and pair in self.confused else None
 
 
 class Mistakes:
-    """Sums by evaluation and `Who`, and which pictures were named for a confusion how often."""
+    """Sums by evaluation and `Who`, and which images were named for a confusion how often."""
 
     def __init__(self) -> None:
         self.sums: dict[Where, dict[Who, Sums]] = defaultdict(dict)
-        self.pictures: dict[Where, dict[Pair, dict[str, int]]] = defaultdict(dict)
+        self.images: dict[Where, dict[Pair, dict[str, int]]] = defaultdict(dict)
 
     def add(self, who: Who, record: Record) -> None:
         """Count a record of ``who``."""
         for counts in record.evaluations:
             where = Where(counts.dataset, counts.classes, counts.split)
             self.sums[where].setdefault(who, Sums()).add(counts)
-            pictures = self.pictures[where]
+            images = self.images[where]
             for one in counts.confused:
-                named = pictures.setdefault(Pair(one.true, one.predicted), {})
+                named = images.setdefault(Pair(one.true, one.predicted), {})
                 for path in one.pictures:
                     named[path] = named.get(path, 0) + 1
 
     def top(self, where: Where, whose: Sequence[Who]) -> list[Pair]:
-        """The confusions with the most pictures per training, every one of ``whose`` weighing the same."""
+        """The confusions with the most images per training, every one of ``whose`` weighing the same."""
         weights: defaultdict[Pair, float] = defaultdict(float)
         for who in whose:
             sums = self.sums[where][who]
@@ -119,8 +119,8 @@ class Mistakes:
         return sorted(weights, key=lambda pair: (-weights[pair], pair))[:PAIRS]
 
     def examples(self, where: Where, pair: Pair) -> list[str]:
-        """Paths of the pictures most often named for a confusion."""
-        named = self.pictures[where][pair]
+        """Paths of the images most often named for a confusion."""
+        named = self.images[where][pair]
         return sorted(named, key=lambda path: (-named[path], path))[:EXAMPLES]
 
 
@@ -135,7 +135,7 @@ class Thumbnail(NamedTuple):
 class Album:
     """Thumbnails, each once whatever the number of places that show it, bounded in number and bytes.
 
-    ``find(name)`` gives a dataset or raises UserError. ``missing``: why pictures of a dataset are not shown;
+    ``find(name)`` gives a dataset or raises UserError. ``missing``: why images of a dataset are not shown;
     ``left_out``: how many found no place within the bounds.
     """
 
@@ -150,7 +150,7 @@ class Album:
         self._bytes = 0
 
     def fill(self, wanted: Iterable[tuple[Where, Sequence[str]]]) -> None:
-        """Take in pictures, given as paths per confusion: first one of each, then the second, so that every
+        """Take in images, given as paths per confusion: first one of each, then the second, so that every
         confusion has an example before any has two."""
         listed = list(wanted)
         for i in range(EXAMPLES):
@@ -159,7 +159,7 @@ class Album:
                     self._take(where.dataset, where.split, paths[i])
 
     def number(self, dataset: str, path: str) -> int | None:
-        """The place of a picture in `thumbnails`, None if it is not there."""
+        """The place of a image in `thumbnails`, None if it is not there."""
         return self._ids.get((dataset, path))
 
     def _take(self, name: str, split: Split, path: str) -> None:
@@ -175,13 +175,13 @@ class Album:
             self.missing.setdefault(name, text)
             return
         try:
-            picture = dataset.picture(path)
+            image = dataset.picture(path)
         except UserError as error:
             self.missing.setdefault(name, str(error))
             return
-        made = thumbnail(picture)
+        made = thumbnail(image)
         if made.uri not in self._known:
-            if len(self.thumbnails) >= MAX_PICTURES or self._bytes + len(made.uri) > MAX_BYTES:
+            if len(self.thumbnails) >= MAX_IMAGES or self._bytes + len(made.uri) > MAX_BYTES:
                 self.left_out += 1
                 return
             self._known[made.uri] = len(self.thumbnails)
@@ -202,18 +202,18 @@ class Album:
 
 
 def _lies_in(root: Path, path: str) -> bool:
-    """Whether a picture lies under the root of its dataset when all links are followed."""
+    """Whether a image lies under the root of its dataset when all links are followed."""
     return Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root))
 
 
-def thumbnail(picture: Image.Image) -> Thumbnail:
-    """A picture (RGB) with `PIXELS` on its longer side; tiny scans keep their square pixels."""
-    longest = max(picture.size)
+def thumbnail(image: Image.Image) -> Thumbnail:
+    """A image (RGB) with `PIXELS` on its longer side; tiny scans keep their square pixels."""
+    longest = max(image.size)
     if longest < PIXELS:
         times = PIXELS // longest
-        small = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+        small = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     else:
-        small = picture.copy()
+        small = image.copy()
         small.thumbnail((PIXELS, PIXELS))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80, optimize=True)

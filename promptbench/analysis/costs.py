@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from promptbench.data.cards import POCKET
-from promptbench.errors import UserError
 from promptbench.trials.record import Record, read_record
 
 if TYPE_CHECKING:
-    from promptbench.analysis.material import Material
+    from promptbench.analysis.comparison import Material
 
 
 def _short(n: float) -> str:
@@ -63,44 +60,15 @@ COSTS = {
 
 
 def step_gflop(material: "Material", method: str, shots: int) -> float:
-    """GFLOP of one training step of a method at its own batch size and settings, mean over datasets; 0 where
-    nothing is trained by steps. Computed, not measured: it depends on the configuration only."""
+    """GFLOP of one training step of a method at its own batch size and settings, by `Material.count_gflop`,
+    mean over datasets."""
+    if material.count_gflop is None:
+        raise ValueError("count_gflop is not given")
     table = material.table
     mine = table[(table["method"] == method) & (table["shots"] == shots)]["hash"]
     records = [record for record in material.records if record.hash[:8] in set(mine)]
     trained = {record.trial.dataset: record for record in records}  # seeds do not matter
     # tables are made of records without class names
     whole = [read_record(one.trial.folder(material.out)) or one for one in trained.values()]
-    found = [_record_gflop(record) for record in whole]
+    found = [material.count_gflop(record) for record in whole]
     return sum(found) / len(found)
-
-
-def _record_gflop(record: Record) -> float:
-    from promptbench.checks.profile import Step, gflop
-    from promptbench.data.classnames import Classes
-    from promptbench.methods._base import Recipe, get_method
-
-    trial = record.trial
-    trained = (trial.dataset, trial.train_classes)
-    names = next(tuple(c.per_class) for c in record.evaluations if (c.dataset, c.classes) == trained)
-    recipe = Recipe(trial.method, get_method(trial.method), trial.settings)
-    try:
-        step = Step(recipe, _clip(trial.backbone), Classes(names), trial.settings["batch_size"], "fp32")
-    except UserError:  # fitted in closed form, or not at all
-        return 0.0
-    kept = step.frozen()
-    step.run(kept)  # what is computed once (frozen features of the text) is no part of a step
-    return gflop(lambda: step.run(kept))
-
-
-@cache
-def _clip(backbone: str) -> Any:
-    """Arithmetic does not depend on values: random weights do where none are embedded."""
-    import torch
-
-    from promptbench.clip.frozen_clip import FrozenCLIP
-
-    device = torch.device("cpu")
-    if backbone == POCKET:
-        return FrozenCLIP.load(backbone, None, device)
-    return FrozenCLIP.untrained(backbone, device)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from promptbench.analysis.stats import jackknife
+from promptbench.analysis.statistics import jackknife
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.steptime import ATTEMPTS, Pace, against, make_timer
 from promptbench.clip.cache import FeatureCache

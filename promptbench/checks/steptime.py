@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from promptbench.checks.profile import Step, natural_names, timed
+from promptbench.checks.training_step import TrainingStep, natural_names, timed
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.execution.setup import Setup
 from promptbench.methods._base import get_recipe
@@ -64,7 +64,7 @@ def make_timer(setup: Setup) -> Measure:
     clip = FrozenCLIP.load(trial.backbone, trial.pretrained, setup.executor.device)
     recipes = [get_recipe(name) for name in setup.sweep.grid]
     trained = [one for one in recipes if one.method.trains and one.method.Settings().epochs]
-    steps = [Step(one, clip, natural_names(CLASSES), BATCH, "fp32") for one in trained]
+    steps = [TrainingStep(one, clip, natural_names(CLASSES), BATCH, "fp32") for one in trained]
     jobs: list[Callable[[], object]] = [Reference(setup.executor.device).run]
     jobs += [partial(step.run, step.frozen()) for step in steps]
 

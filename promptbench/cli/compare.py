@@ -58,16 +58,22 @@ def compare(
     out: Out = Path("results"),
 ) -> None:
     """Table, statistics and figures of all records in the results folder. Nothing is trained."""
-    from promptbench.analysis import pairwise
-    from promptbench.analysis.compare import measured
-    from promptbench.analysis.material import load_material
-    from promptbench.analysis.stats import all_pairs
+    from promptbench.analysis.comparison import load_material
+    from promptbench.analysis.statistics import all_pairs
+    from promptbench.analysis.summary import measured
     from promptbench.errors import UserError, unknown
+    from promptbench.reporting import pairs as pair_tables
+    from promptbench.reporting.sentences import pair_summary
     from promptbench.reporting.tables import caption, render
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
+    count = None
+    if x == "gflop":
+        from promptbench.checks.training_step import record_gflop
+
+        count = record_gflop
     material = load_material(
-        out, get_benchmark(benchmark).name, backbone, metric, COSTS[x], "both" if published else source
+        out, get_benchmark(benchmark).name, backbone, metric, COSTS[x], "both" if published else source, count
     )
     shown = material.shown
     for name in dataset or ():
@@ -77,11 +83,11 @@ def compare(
     if pairs:
         if tested is None or tested.empty:
             raise UserError("--pairs needs records of two methods with every dataset and a common seed.")
-        say(pairwise.render(tested, style, caption(shown)))
+        say(pair_tables.render(tested, style, caption(shown)))
     else:
         say(render(shown, style, benchmark, dataset, intervals))
         if style == "table" and tested is not None:
-            say(pairwise.summary(tested))
+            say(pair_summary(tested))
     if plot:
         from promptbench.reporting.plots import draw
 

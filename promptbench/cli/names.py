@@ -33,7 +33,7 @@ def suites() -> list[str]:
 
 
 def benchmarks() -> list[str]:
-    from promptbench.trials.trial import BENCHMARKS
+    from promptbench.trials.benchmarks import BENCHMARKS
 
     return list(BENCHMARKS)
 
@@ -52,9 +52,9 @@ def backbones() -> list[str]:
 
 
 def figures() -> list[str]:
-    from promptbench.reporting.plots import FIGURES
+    from promptbench.reporting import plots
 
-    return list(FIGURES)
+    return plots.names()
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

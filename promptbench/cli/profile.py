@@ -65,11 +65,11 @@ def profile(
 ) -> None:
     """Measure a training step: seconds by part, memory, arithmetic, speed-up over the official way."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns about tensors from before
-    from promptbench.checks.profile import as_json, csv_line, measure, render, sentence
+    from promptbench.checks.profile import as_json, csv_line, profile_by_name, render, sentence
     from promptbench.trials.sweep import numbers
 
     counts = numbers("--classes", classes, least=1)
-    found = measure(
+    found = profile_by_name(
         methods or (), backbone, pretrained, counts, batch, reference, repeats, device, precision, compiled
     )
     if style == "csv":

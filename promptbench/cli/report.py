@@ -46,7 +46,7 @@ def report(
     """
     from promptbench.data import dataset as data
     from promptbench.reporting.html.report import finder, write_report
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     own = [data.load(name, data_root) for name in dict.fromkeys(dataset or ())]
     print_notes(own)

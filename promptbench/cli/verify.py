@@ -40,12 +40,12 @@ def verify(
 
     With a data root, zero-shot CLIP runs first on the datasets that are there.
     """
-    from promptbench.analysis.compare import load_records
-    from promptbench.analysis.published import verify as compare_with
+    from promptbench.analysis.comparison import load_records
+    from promptbench.analysis.verification import verify as compare_with
     from promptbench.checks.verify import published_backbone, render, run_zeroshot
     from promptbench.data.dataset import data_root as resolve
     from promptbench.errors import UserError
-    from promptbench.trials.trial import get_benchmark
+    from promptbench.trials.benchmarks import get_benchmark
 
     name = get_benchmark(benchmark).name
     backbone = published_backbone(backbone)

@@ -4,7 +4,7 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -71,32 +71,15 @@ class Card(BaseModel):
         return pattern
 
 
-class Suite(BaseModel):
-    """Datasets that are averaged over, and who is source and who target where a benchmark has both.
-
-    A dataset belongs to a suite by its card; this is what no single card can say.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    suite: str
-    #: benchmark name -> (dataset trained on, datasets tested on)
-    transfer: dict[str, tuple[str, Annotated[tuple[str, ...], Field(min_length=1)]]] = {}
-
-
-def _read(path: Path, what: str, kind: type[Any]) -> Any:
-    values = read_yaml(path, what)
-    if not isinstance(values, dict):
-        raise UserError(f"The {what} {path} must map field names to values.")
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise invalid(error, f"The {what} {path}") from None
-
-
 def read_card(path: Path) -> Card:
     """A card from YAML. Raises UserError if it is missing or not a card."""
-    return _read(path, "dataset card", Card)
+    values = read_yaml(path, "dataset card")
+    if not isinstance(values, dict):
+        raise UserError(f"The dataset card {path} must map field names to values.")
+    try:
+        return Card.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error, f"The dataset card {path}") from None
 
 
 def _shipped() -> Path:
@@ -108,8 +91,6 @@ def cards() -> dict[str, tuple[Card, Path]]:
     """Every shipped dataset by name: its card and the folder the card lies in."""
     found: dict[str, tuple[Card, Path]] = {}
     for path in sorted(_shipped().glob("*/*.yaml")):
-        if path.name == "suite.yaml":
-            continue
         card = read_card(path)
         if card.name in found:
             raise RuntimeError(f"two dataset cards are called {card.name!r}: rename one of them")
@@ -124,16 +105,3 @@ def suite(name: str) -> list[str]:
         suites = {card.suite for card, _ in cards().values()} - {""}
         raise unknown("suite", name, suites, "See `promptbench ls datasets`.")
     return members
-
-
-def transfer(name: str, benchmark: str) -> tuple[str, tuple[str, ...]]:
-    """Source and targets of a transfer benchmark in a suite. Raises UserError if the suite names none."""
-    suite(name)
-    for path in sorted(_shipped().glob("*/suite.yaml")):
-        found: Suite = _read(path, "suite", Suite)
-        if found.suite == name and benchmark in found.transfer:
-            return found.transfer[benchmark]
-    raise UserError(
-        f"The suite {name!r} names no source and targets for {benchmark}; "
-        "give them with --source and --dataset."
-    )

@@ -20,10 +20,11 @@ from promptbench.execution.options import RunOptions
 from promptbench.execution.progress import PlainReporter, make_reporter
 from promptbench.methods._base import get_recipe
 from promptbench.storage import default_folder
+from promptbench.trials.benchmarks import Benchmark, get_benchmark
 from promptbench.trials.plan import plan, shard
 from promptbench.trials.record import RECORD
 from promptbench.trials.sweep import MOST, Sweep, combinations, parse_shard
-from promptbench.trials.trial import PRESETS, Benchmark, Precision, Trial, get_benchmark
+from promptbench.trials.trial import PRESETS, Precision, Trial
 
 EXECUTORS = ("local", "ray")
 
@@ -193,7 +194,7 @@ def _datasets(
     if not benchmark.transfer:
         source = None
     elif not (source and wanted):
-        usual, others = cards.transfer(suite, benchmark.name)
+        usual, others = benchmark.datasets(suite)
         source, wanted = source or usual, wanted or [name for name in others if name != source]
     found: dict[str, data.Dataset] = {}
     for one in (data.load(name, *how) for name in wanted or cards.suite(suite)):

@@ -1,6 +1,6 @@
 """A comparison in words: who is highest, from whom the seeds do not tell it apart, who beats zero-shot.
 
-What stands apart is what `stats.all_pairs` tells apart over seeds, as in `promptbench compare`.
+What stands apart is what `statistics.all_pairs` tells apart over seeds, as in `promptbench compare`.
 """
 
 from collections import Counter
@@ -9,12 +9,21 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import ALPHA, MOST
-from promptbench.reporting.tables import few, spread
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.statistics import ALPHA, MOST
+from promptbench.analysis.vocabulary import (
+    BY_WEIGHT,
+    METRICS,
+    NO_AVERAGE,
+    ZEROSHOT,
+    few,
+    plural,
+    ranges,
+    shots_text,
+)
+from promptbench.console import fill
+from promptbench.reporting.tables import spread
 
-ZEROSHOT = "zeroshot"
-HEADINGS = {"hm": "HM", "base": "Base classes", "novel": "Novel classes", "all": "Accuracy"}
 Relation = dict[str, list[str]]  # "higher", "same", "lower", "untested" -> methods
 
 
@@ -40,12 +49,12 @@ class Verdict:
 
 
 def verdicts(material: Material, pairs: pd.DataFrame) -> list[Verdict]:
-    """Every metric at every number of shots, HM or accuracy first, by ``pairs`` (`stats.all_pairs`)."""
+    """Every metric at every number of shots, HM or accuracy first, by ``pairs`` (`statistics.all_pairs`)."""
     rows = material.overall
     return [
         _verdict(pairs, rows[rows["shots"].isin([0, shots])], metric, shots)
         for shots in sorted(set(rows["shots"]) - {0}) or [0]
-        for metric in ("hm", "base", "novel", "all")
+        for metric in BY_WEIGHT
         if metric in rows and rows[rows["shots"].isin([0, shots])][metric].notna().any()
     ]
 
@@ -86,17 +95,6 @@ def _relate(pairs: pd.DataFrame, to: str, methods: Iterable[str]) -> Relation:
     return found
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """[1, 2, 3, 5] -> "1-3, 5"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
 def sentence(verdict: Verdict) -> str:
     """The verdict for people, without its metric."""
     values, others = verdict.values, verdict.others
@@ -115,14 +113,14 @@ def sentence(verdict: Verdict) -> str:
     if stand and verdict.best != ZEROSHOT:
         parts.append(f"Against {ZEROSHOT} ({values[ZEROSHOT]:.2f}): {'; '.join(stand)}.")
     if verdict.missing:
-        parts.append(f"Not ranked, as a dataset or a seed common to all is missing: {few(verdict.missing)}.")
+        parts.append(f"Not ranked: {few(verdict.missing)}: {NO_AVERAGE}.")
     return " ".join(parts)
 
 
 def title(verdict: Verdict, several_shots: bool) -> str:
     """What the verdict is about."""
-    shots = f", {verdict.shots} shot{'s' if verdict.shots > 1 else ''}" if several_shots else ""
-    return HEADINGS[verdict.metric] + shots
+    shots = f", {shots_text([verdict.shots])}" if several_shots else ""
+    return METRICS[verdict.metric].heading + shots
 
 
 def lead(material: Material) -> str:
@@ -141,7 +139,7 @@ def lead(material: Material) -> str:
     ]
     if usual:
         shots = sorted(set(drawn["shots"]))
-        parts.append(f"{', '.join(map(str, shots))} shot{'s' if shots != [1] else ''}")
+        parts.append(shots_text(shots))
         word = "seed" if usual[0][0].isdigit() else "seeds"
         others = [f"{method}: {own}" for method, own in seeds.items() if own != usual[0][0]]
         parts.append(f"{word} {usual[0][0]}" + (f" ({few(others)})" if others else ""))
@@ -153,16 +151,16 @@ def lead(material: Material) -> str:
 
 
 def _counted(n: int, noun: str, names: Sequence[str]) -> str:
-    return f"{n} {noun}{'s' if n > 1 else ''} ({few(names, 24)})"
+    return f"{n} {plural(noun, n)} ({few(names, 24)})"
 
 
 def caution(verdicts: Sequence[Verdict]) -> str:
-    """How the verdicts are to be read."""
+    """How to read the verdicts."""
     seeds = max((verdict.seeds for verdict in verdicts), default=0)
     if seeds < 2:
         return (
-            "No two methods have two seeds in common, so nothing here can be told from the luck of the draw: "
-            "the order of the methods is that of one draw of training pictures."
+            "No two methods have two seeds in common, so no difference here can be told from chance: the "
+            "order of the methods is that of one draw of training images."
         )
     text = (
         "Within noise: a paired t-test over the common seeds does not tell the two apart (5 %, Holm's "
@@ -172,3 +170,63 @@ def caution(verdicts: Sequence[Verdict]) -> str:
     if max(len(verdict.values) for verdict in verdicts) > MOST:
         text += f" Of more than {MOST} methods only the highest is compared with the others."
     return text + (f" {seeds} seeds show large differences only." if seeds < 5 else "")
+
+
+# ---------------------------------------------------------------------- pairs
+
+_WINNERS = 5
+#: what is asked, and the column of its corrected p-values
+QUESTIONS = {
+    "p_seeds": "on other draws of shots (paired t-test over seeds)",
+    "p_datasets": "on other datasets (Wilcoxon signed-rank test over datasets)",
+}
+
+
+def pair_summary(pairs: pd.DataFrame) -> str:
+    """Which pairs differ significantly, for the terminal: the two questions, under each a line per metric."""
+    return "\n".join(fill(line, " " * 6) for line in pair_sentences(pairs))
+
+
+def pair_sentences(pairs: pd.DataFrame) -> list[str]:
+    """The lines of `pair_summary`, not wrapped."""
+    if pairs.empty:
+        return [
+            "Which is better? Nothing to compare: it takes two methods with every dataset and a common seed."
+        ]
+    datasets = int(pairs["datasets"].max())
+    average = f"average of {datasets} datasets, " if datasets > 1 else ""
+    lines = [f"Which is better ({average}5 % after Holm's correction)?"]
+    several = pairs["shots"].nunique() > 1
+    for column, question in QUESTIONS.items():
+        tested = pairs.dropna(subset=[column])
+        if tested.empty:
+            if column == "p_seeds":
+                lines.append("  on other draws of shots: one seed cannot say; run more with --seeds 1,2,3.")
+            continue
+        count = int(tested.groupby(["shots", "metric"]).size().max())
+        least = min(1, count * 2.0 ** (1 - datasets))
+        if column == "p_datasets" and least >= ALPHA:
+            lines.append(
+                f"  {question}: no answer, with {datasets} datasets and {count} "
+                f"pair{'s' * (count > 1)} p is at least {least:.2f}."
+            )
+            continue
+        lines.append(f"  {question}:")
+        for (shots, metric), group in tested.groupby(["shots", "metric"], sort=False):
+            name = METRICS[str(metric)].short + (f", {shots_text([int(str(shots))])}" if several else "")
+            lines.append(f"    {name}: {_winners(group, column)}.")
+    return lines
+
+
+def _winners(group: pd.DataFrame, column: str) -> str:
+    """ "ivlp > coop, mmlop; maple > coop": the pairs that differ, by winner, best first."""
+    found: dict[str, list[str]] = {}
+    for row in group[group[column] < ALPHA].to_dict("records"):
+        first, second = row["method"], row["other"]
+        winner, loser = (first, second) if row["difference"] > 0 else (second, first)
+        found.setdefault(winner, []).append(loser)
+    if not found:
+        return f"none of {len(group)} pairs differs" if len(group) > 1 else "the two do not differ"
+    texts = [f"{winner} > {few(losers, _WINNERS)}" for winner, losers in found.items()]
+    more = f"; {len(texts) - _WINNERS} more have such pairs (--pairs)" if len(texts) > _WINNERS else ""
+    return "; ".join(texts[:_WINNERS]) + more

@@ -1,28 +1,22 @@
-"""Tables of a summary (`promptbench.analysis.compare.summarise`) for terminals, papers and programs."""
+"""Tables of a summary (`promptbench.analysis.summary.summarise`) for terminals, papers and programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from promptbench import console
+from promptbench.analysis.vocabulary import (
+    AVERAGE,
+    METRICS,
+    NO_AVERAGE,
+    as_published,
+    metrics_of,
+    shots_text,
+    span,
+)
 
-AVERAGE = "average"
-SPACES = ("base", "novel", "all")
 Format = Literal["table", "md", "csv", "latex", "json"]
-TITLES = {"base": "base", "novel": "novel", "hm": "HM", "all": "accuracy"}
-
-
-def metrics(summary: pd.DataFrame) -> list[str]:
-    """The metrics a summary has, in the order of the columns."""
-    return [key for key in TITLES if key in summary]
-
-
-def few(names: Sequence[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more there are (never a single one)."""
-    most = most if len(names) > most + 1 else len(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def is_published(summary: pd.DataFrame) -> "pd.Series[bool]":
@@ -52,11 +46,11 @@ def _text(summary: pd.DataFrame, intervals: bool) -> pd.DataFrame:
     """The summary as people read it: one column per number."""
     shown = pd.DataFrame({"dataset": summary["dataset"], "method": summary["method"]})
     published = is_published(summary)
-    shown["method"] = shown["method"].where(~published, shown["method"] + " (published)")
+    shown["method"] = shown["method"].where(~published, shown["method"].map(as_published))
     if summary.loc[summary["shots"] > 0, "shots"].nunique() > 1:
         shown["shots"] = [str(int(n)) if n else "-" for n in summary["shots"]]
-    for key in metrics(summary):
-        shown[TITLES[key]] = [_number(row, key, intervals) for row in summary.to_dict("records")]
+    for key in metrics_of(summary):
+        shown[METRICS[key].short] = [_number(row, key, intervals) for row in summary.to_dict("records")]
     shown["parameters"] = ["-" if pd.isna(n) else f"{int(n):,}" for n in summary["parameters"]]
     shown["seeds"] = [str(int(n)) if n > 0 else "-" for n in summary["seeds"]]
     return shown
@@ -77,7 +71,7 @@ def spread(row: Mapping[Any, Any], key: str, intervals: bool = False) -> str:
 
 
 def caption(summary: pd.DataFrame) -> str:
-    """Benchmark, backbone, shots, seeds and number of test pictures of the measured rows."""
+    """Benchmark, backbone, shots, seeds and number of test images of the measured rows."""
     rows = summary[~is_published(summary)]
     parts = [
         f"Benchmark {summary.attrs.get('benchmark', '')}",
@@ -88,14 +82,13 @@ def caption(summary: pd.DataFrame) -> str:
     trained = rows[rows["shots"] > 0]
     if len(trained):
         shots = sorted(set(trained["shots"].astype(int)))
-        parts.append(f"{'/'.join(map(str, shots))} shot{'s' if shots != [1] else ''}")
+        parts.append(shots_text(shots, "/"))
         seeds = sorted(set(trained[trained["seeds"] > 0]["seeds"].astype(int)))
         if seeds:
-            span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-            parts.append(f"{span} seed{'s' if seeds != [1] else ''}")
+            parts.append(span(seeds, "seed"))
     single = rows[rows["dataset"] != AVERAGE]
     n = int(single.groupby("dataset")["pictures"].max().sum()) if len(single) else int(rows["pictures"].max())
-    return ", ".join([*parts, f"n = {n:,} test pictures"])
+    return ", ".join([*parts, f"n = {n:,} test images"])
 
 
 def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, intervals: bool = False) -> list[str]:
@@ -106,7 +99,7 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
         lines = ["Accuracy in percent: mean [95 % t-interval over seeds]."]
     if datasets is not None and set(datasets) == {AVERAGE}:
         lines = ["Accuracy in percent."]
-    spread = any((average[f"{key}_low"] < average[f"{key}_high"]).any() for key in metrics(summary))
+    spread = any((average[f"{key}_low"] < average[f"{key}_high"]).any() for key in metrics_of(summary))
     if spread and (datasets is None or AVERAGE in datasets):
         lines.append("Averages: [95 % interval, seeds resampled within datasets].")
     if "hm" in summary:
@@ -125,7 +118,7 @@ def notes(summary: pd.DataFrame, datasets: Sequence[str] | None = None, interval
     lines += summary.attrs.get("provenance", [])
     lacking = average[average["seeds"] == 0]["method"].unique()
     if len(lacking):
-        lines.append(f"No average for {', '.join(lacking)}: a dataset, or a seed common to all, is missing.")
+        lines.append(f"No average for {', '.join(lacking)}: {NO_AVERAGE}.")
     full = average[average["seeds"] > 0]
     most = summary[summary["dataset"] != AVERAGE].groupby(["method", "shots"])["seeds"].max()
     fewer = [
@@ -163,11 +156,10 @@ def render(
     shown, said = _text(rows, intervals), notes(summary, datasets, intervals)
     if style == "table":
         return terminal(shown, title, said)
-    if style != "table":
-        names = [str(name) for name in shown][: 2 if style == "md" else None]
-        shown[names] = shown[names].map(escape if style == "latex" else markdown)
+    names = [str(name) for name in shown][: 2 if style == "md" else None]
+    shown[names] = shown[names].map(escape if style == "latex" else markdown)
     bold = r"\textbf{{{}}}" if style == "latex" else "**{}**"
-    best = {TITLES[key]: clear_best(rows, key) for key in metrics(rows)}
+    best = {METRICS[key].short: clear_best(rows, key) for key in metrics_of(rows)}
     for column, clear in best.items():
         shown[column] = shown[column].where(~clear, shown[column].map(bold.format))
     if any(clear.any() for clear in best.values()):
@@ -175,25 +167,32 @@ def render(
     text = " ".join([f"{caption(summary)}.", *said])
     if style == "latex":
         return _latex(shown, escape(text))
-    text = markdown(text)
-    align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
-    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{text}\n"
+    return f"{markdown_table(shown, ('dataset', 'method'))}\n\n{markdown(text)}\n"
 
 
 def _latex(shown: pd.DataFrame, caption: str) -> str:
-    """A booktabs table of escaped cells, with a rule between datasets."""
-    text = shown.style.hide(axis="index").to_latex(
-        hrules=True,
-        position_float="centering",
-        column_format="ll" + "r" * (shown.shape[1] - 2),
-        caption=caption,
-    )
+    """The table with a rule between datasets."""
+    text = latex_table(shown, caption, ("dataset", "method"))
     before, rule, body = text.partition("\\midrule\n")
     lines = body.splitlines(keepends=True)
     for i in range(len(shown) - 1, 0, -1):
         if shown["dataset"].iloc[i] != shown["dataset"].iloc[i - 1]:
             lines.insert(i, rule)
     return before + rule + "".join(lines)
+
+
+def markdown_table(shown: pd.DataFrame, left: Collection[str]) -> str:
+    """A Markdown table of cells that are Markdown; all but the columns ``left`` are aligned right."""
+    align = ["left" if column in left else "right" for column in shown]
+    return shown.to_markdown(index=False, colalign=align, disable_numparse=True)
+
+
+def latex_table(shown: pd.DataFrame, caption: str, left: Collection[str]) -> str:
+    """A booktabs table of cells that are LaTeX; all but the columns ``left`` are aligned right."""
+    align = "".join("l" if column in left else "r" for column in shown)
+    return shown.style.hide(axis="index").to_latex(
+        hrules=True, position_float="centering", column_format=align, caption=caption
+    )
 
 
 def escape(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from promptbench.clip.weights import Shape, backbone_shape, backbones, fitting_tags
 from promptbench.data.cards import POCKET, cards
 from promptbench.methods import _base
-from promptbench.trials.trial import BENCHMARKS
+from promptbench.trials.benchmarks import BENCHMARKS
 
 Rows = list[dict[str, str]]
 

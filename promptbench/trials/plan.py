@@ -14,7 +14,8 @@ from promptbench.data.splits import overlap
 from promptbench.errors import UserError
 from promptbench.methods._base import Method, Recipe, Settings, resolve_settings
 from promptbench.storage import hash_value, read_yaml
-from promptbench.trials.trial import Benchmark, Evaluation, Precision, Split, Trial
+from promptbench.trials.benchmarks import Benchmark
+from promptbench.trials.trial import Evaluation, Precision, Split, Trial
 
 Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

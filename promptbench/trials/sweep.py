@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from promptbench.errors import UserError, brief, invalid, shown, unknown
 from promptbench.methods._base import get_method, get_recipe, recipes
 from promptbench.storage import parse_yaml, read_yaml
-from promptbench.trials.trial import BENCHMARKS, PRESETS
+from promptbench.trials.benchmarks import BENCHMARKS
+from promptbench.trials.trial import PRESETS
 
 MOST = 100_000  # trials per command; planning so many takes about ten seconds
 

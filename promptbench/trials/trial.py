@@ -1,9 +1,8 @@
-"""A trial: one training and the evaluations that follow it, as a frozen value; and the benchmarks.
+"""A trial: one training and the evaluations that follow it, as a frozen value.
 
 Nothing here needs torch: tables and figures are made from trials and records alone.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from promptbench.data.cards import POCKET, Half, Split
-from promptbench.errors import unknown
 from promptbench.storage import hash_value
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -84,60 +82,6 @@ class Trial(BaseModel):
         )
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """How a benchmark turns datasets into trials: a trial trains on the classes ``train`` of one dataset
-    and is tested, without further training, among each of the label spaces ``test`` of the same dataset or,
-    in a ``transfer`` benchmark, of it (the source) and of every target."""
-
-    name: str
-    summary: str
-    shots: tuple[int, ...]
-    train: Half
-    test: tuple[Half, ...]
-    transfer: bool = False
-    least_classes: int = 2
-
-
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            "base2novel",
-            "train on the base half of the classes, 16 shots; test base and novel half apart",
-            (16,),
-            "base",
-            ("base", "novel"),
-            # one class per half would be right by definition
-            least_classes=4,
-        ),
-        Benchmark(
-            "fewshot",
-            "train on all classes, 1/2/4/8/16 shots; test all",
-            (1, 2, 4, 8, 16),
-            "all",
-            ("all",),
-        ),
-        Benchmark(
-            "crossdataset",
-            "train on all classes of one dataset, 16 shots; test on the other datasets",
-            (16,),
-            "all",
-            ("all",),
-            transfer=True,
-        ),
-        Benchmark(
-            "domain",
-            "train on all classes in one domain, 16 shots; test the same kind of classes in other domains",
-            (16,),
-            "all",
-            ("all",),
-            transfer=True,
-        ),
-    )
-}
-
-
 #: Defaults of `promptbench run`.
 PRESETS: dict[str, dict[str, Any]] = {
     "pocket": {"backbone": POCKET, "pretrained": None, "suite": "pocket", "seeds": "1"},
@@ -149,10 +93,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": "1,2,3",
     },
 }
-
-
-def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``. Raises UserError with the nearest name."""
-    if name not in BENCHMARKS:
-        raise unknown("benchmark", name, BENCHMARKS, "See `promptbench ls benchmarks`.")
-    return BENCHMARKS[name]

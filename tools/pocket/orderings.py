@@ -2,8 +2,8 @@
 
 A seed gives every method the same pictures in the same order, so methods are compared in pairs: the
 difference of the averages over datasets, seed by seed, with a 95 % t-interval and the p-value of the paired
-t-test (`promptbench.analysis.stats`), Holm-corrected over all pairs shown. Zero-shot has no seed: its one
-result stands in every pair.
+t-test (`promptbench.analysis.statistics`), Holm-corrected over all pairs shown. Zero-shot has no seed: its
+one result stands in every pair.
 
     python -m tools.pocket.orderings                                  # print
     python -m tools.pocket.orderings --write docs/pocket/orderings.md
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from promptbench.analysis import stats
-from promptbench.analysis.compare import load_frame, measured
-from promptbench.analysis.pairwise import difference_text, p_text
+from promptbench.analysis import statistics
+from promptbench.analysis.comparison import load_frame
+from promptbench.analysis.summary import measured
+from promptbench.analysis.vocabulary import difference_text, p_text
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("zeroshot", "coop", "ivlp", "maple", "mmlop")
@@ -28,7 +29,7 @@ CLAIMS = (
 )
 
 
-def runs(out: Path) -> tuple[dict[str, stats.Runs], int]:
+def runs(out: Path) -> tuple[dict[str, statistics.Runs], int]:
     """The methods' runs by name, and the number of seeds."""
     table = load_frame(out)
     found = {one.method: one for one in measured(table[table["method"].isin(METHODS)])}
@@ -38,33 +39,33 @@ def runs(out: Path) -> tuple[dict[str, stats.Runs], int]:
     return dict(sorted(found.items())), len(seeds.pop())
 
 
-def mean_text(one: stats.Runs, metric: str) -> str:
+def mean_text(one: statistics.Runs, metric: str) -> str:
     """Mean over seeds and its t-interval in brackets."""
     values = one.by_seed(metric)
     text = f"{values.mean():.2f}"
     if len(values) < 2:
         return text
-    half = stats.t_half_width(values.std(ddof=1), len(values))
+    half = statistics.t_half_width(values.std(ddof=1), len(values))
     return f"{text} [{values.mean() - half:.2f}, {values.mean() + half:.2f}]"
 
 
 def verdict(p: float, difference: float) -> str:
     """Whether a claim holds whose difference should be positive."""
-    return "open" if not p < stats.ALPHA else "yes" if difference > 0 else "no"
+    return "open" if not p < statistics.ALPHA else "yes" if difference > 0 else "no"
 
 
-def report(found: dict[str, stats.Runs], seeds: int) -> str:
+def report(found: dict[str, statistics.Runs], seeds: int) -> str:
     """The page: means, then a table of pairs for each claim."""
     means = [
         {"method": name, **{metric: mean_text(one, metric) for metric in one.metrics}}
         for name, one in found.items()
     ]
     tested = [
-        stats.paired([(found[method], other) for name, other in found.items() if name != method], metric)
+        statistics.paired([(found[method], other) for name, other in found.items() if name != method], metric)
         for _, metric, method, _ in CLAIMS
     ]
     pairs = pd.concat(tested, keys=[claim for claim, *_ in CLAIMS])
-    pairs["p"] = stats.holm(pairs["p_seeds"].tolist())
+    pairs["p"] = statistics.holm(pairs["p_seeds"].tolist())
     text = f"""# Do the papers' orderings hold on pocket?
 
 Written by `python -m tools.pocket.orderings` from [results/reference](../../results/reference/base2novel.md):

@@ -27,9 +27,9 @@ from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
 from promptbench.methods._base import get_method, methods
 from promptbench.storage import default_folder
+from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import read_records
-from promptbench.trials.trial import BENCHMARKS
 
 SEED = 11
 RATES = {

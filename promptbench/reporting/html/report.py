@@ -1,4 +1,4 @@
-"""One HTML file with everything that records of finished runs say: no network, no server, can be mailed.
+"""One HTML file with everything that records of finished runs say. It is self-contained: it can be emailed.
 
 `collect` reads each record once and keeps sums; `build` makes the page from them.
 """
@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import promptbench
-from promptbench.analysis.compare import comparable, is_whole_test, measured, notes, refuse_newer
+from promptbench.analysis.comparison import Material, comparable, is_whole_test, refuse_newer
 from promptbench.analysis.confusions import Album, Mistakes, Who
-from promptbench.analysis.material import Material
-from promptbench.analysis.stats import all_pairs
+from promptbench.analysis.statistics import all_pairs
+from promptbench.analysis.summary import measured
 from promptbench.console import plain
 from promptbench.data.cards import cards
 from promptbench.errors import UserError, unknown
 from promptbench.reporting import sentences as wording
+from promptbench.reporting.html import classes as class_tables
 from promptbench.reporting.html import tables as report_tables
-from promptbench.reporting.html.figures import Figure, figures
+from promptbench.reporting.html.figures import Embedded, figures
 from promptbench.reporting.html.tables import Fold, Table
+from promptbench.reporting.tables import notes
 from promptbench.storage import write_atomic
+from promptbench.trials.benchmarks import BENCHMARKS, DEFAULT, get_benchmark
 from promptbench.trials.record import BriefRecord, Fault, Record, each_record, kept, read_record
-from promptbench.trials.trial import BENCHMARKS, get_benchmark
 
 if TYPE_CHECKING:
     from promptbench.data.dataset import Dataset
@@ -45,7 +47,7 @@ class Section:
     caution: str
     averages: Table
     notes: list[str]
-    figures: list[Figure]
+    figures: list[Embedded]
     datasets: list[Fold]
     shots: int
     classes: list[Fold]
@@ -74,10 +76,10 @@ def write_report(
     backbone: str | None = None,
     find: "Callable[[str], Dataset] | None" = None,
 ) -> dict[str, str]:
-    """Write the report of the records under ``out`` to ``file``; by dataset, why pictures are not shown.
+    """Write the report of the records under ``out`` to ``file``; by dataset, why images are not shown.
 
     ``benchmarks``: only these, else all there are records of. ``find`` gives a dataset by name for its
-    pictures, or raises UserError. Raises UserError where `compare.load_records` and `compare.frame` do,
+    images, or raises UserError. Raises UserError where `comparison.load_records` and `summary.frame` do,
     except that records which cannot be read are listed in the report.
     """
     album = Album(find or finder())
@@ -86,7 +88,7 @@ def write_report(
 
 
 def finder(own: "Sequence[Dataset]" = (), root: Path | None = None) -> "Callable[[str], Dataset]":
-    """Which datasets a report shows pictures of: those the user named (``own``) and shipped ones, embedded or
+    """Which datasets a report shows images of: those the user named (``own``) and shipped ones, embedded or
     under the data root; ``finder()(name)`` gives one or raises UserError.
 
     A record may come from anybody: what it calls its dataset opens no card and no folder.
@@ -177,7 +179,7 @@ def _benchmarks(found: Collected, asked: Sequence[str], backbone: str | None) ->
         return list(dict.fromkeys(asked))
     whole = [record.trial for record in found.records if is_whole_test(record)]
     fitting = {trial.benchmark for trial in whole if backbone in (None, trial.backbone)}
-    names = fitting or {trial.benchmark for trial in whole} or {"base2novel"}
+    names = fitting or {trial.benchmark for trial in whole} or {DEFAULT}
     return sorted(names, key=lambda name: list(BENCHMARKS).index(get_benchmark(name).name))
 
 
@@ -210,8 +212,8 @@ def _section(name: str, found: Collected, records: Sequence[Record], album: Albu
         figures=figures(material),
         datasets=report_tables.by_dataset(summary),
         shots=most,
-        classes=report_tables.per_class(found.mistakes, whose),
-        confusions=report_tables.confusions(found.mistakes, whose, album),
+        classes=class_tables.per_class(found.mistakes, whose),
+        confusions=class_tables.confusions(found.mistakes, whose, album),
         settings=report_tables.settings(by_method),
     )
 

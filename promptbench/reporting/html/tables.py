@@ -7,15 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from promptbench.analysis.confusions import Album, Mistakes, Pair, Sums, Where, Who
-from promptbench.reporting.sentences import HEADINGS
-from promptbench.reporting.tables import AVERAGE, TITLES, few, metrics, spread
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, few, metrics_of, plural
+from promptbench.reporting.tables import spread
 from promptbench.trials.record import Record
 
-SPACES = {"base": "base classes", "novel": "novel classes", "all": "all classes"}
-MAX_CLASSES = 300  # rows of classes in a table; the weakest where there are more
 MAX_VALUES = 4  # of one setting
-SHADES = 10
 
 
 class Cell(NamedTuple):
@@ -25,7 +21,7 @@ class Cell(NamedTuple):
     text: str
     spread: str | None = None  # "" keeps its place free, so that numbers stand below each other
     shade: int | None = None
-    pictures: Sequence[tuple[int, str]] = ()
+    images: Sequence[tuple[int, str]] = ()
     strong: bool = False
     wide: bool = False  # the place of the spread is that of an interval
 
@@ -60,7 +56,7 @@ def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
     ``strong``: (method, shots, metric) of the numbers to stress.
     """
     several = _several_shots(rows)
-    keys = metrics(rows)
+    keys = metrics_of(rows)
     made = [
         [
             Cell(row["method"]),
@@ -78,7 +74,7 @@ def averages(rows: pd.DataFrame, strong: set[tuple[str, int, str]]) -> Table:
         ]
         for row in rows.to_dict("records")
     ]
-    columns = ["method", *(["shots"] if several else []), *(TITLES[key] for key in keys)]
+    columns = ["method", *(["shots"] if several else []), *(METRICS[key].short for key in keys)]
     columns += ["parameters", "seeds", "training s", "memory MiB"]
     return Table("Averages", columns, [("", made)])
 
@@ -94,7 +90,7 @@ def by_dataset(summary: pd.DataFrame) -> list[Fold]:
     sources = summary.attrs["sources"]
     names = [f"{name} (source)" if name in sources else name for name in datasets]
     folds = []
-    for key in metrics(summary):
+    for key in metrics_of(summary):
         with_spread = _has_spread(summary, key)
         made = [
             [
@@ -105,7 +101,7 @@ def by_dataset(summary: pd.DataFrame) -> list[Fold]:
             for method, shots in rows
         ]
         columns = ["method", *(["shots"] if several else []), *names]
-        title = f"{HEADINGS[key]} by dataset"
+        title = f"{METRICS[key].heading} by dataset"
         folds.append(Fold(title, tables=[Table(title, columns, [("", made)])]))
     return folds
 
@@ -127,100 +123,6 @@ def _number(row: Mapping[Any, Any], key: str, with_spread: bool) -> Cell:
 
 def _has_spread(rows: pd.DataFrame, key: str) -> bool:
     return bool(rows[f"{key}_std"].notna().any())
-
-
-# ---------------------------------------------------------------------- classes and confusions
-
-
-def evaluations(mistakes: Mistakes, whose: Mapping[str, Who]) -> dict[str, list[Where]]:
-    """By dataset the evaluations that any of ``whose`` (by name) has, base before novel."""
-    found: dict[str, list[Where]] = {}
-    for where in sorted(mistakes.sums, key=lambda w: (w.dataset, list(SPACES).index(w.classes))):
-        if any(who in mistakes.sums[where] for who in whose.values()):
-            found.setdefault(where.dataset, []).append(where)
-    return found
-
-
-def per_class(mistakes: Mistakes, whose: Mapping[str, Who]) -> list[Fold]:
-    """For each dataset a table of classes by methods: accuracy in percent, all seeds together."""
-    folds = []
-    for dataset, places in evaluations(mistakes, whose).items():
-        bodies, left, weakest = [], MAX_CLASSES, []
-        total = 0
-        for where in places:
-            sums = {name: mistakes.sums[where].get(who) for name, who in whose.items()}
-            some: Sums = next(one for one in sums.values() if one is not None)
-            classes = list(some.classes)
-            total += len(classes)
-            known = [one for one in sums.values() if one is not None]
-            means = {c: sum(one.accuracy(c) or 0 for one in known) / len(known) for c in classes}
-            weakest += sorted(classes, key=means.__getitem__)[:3]
-            kept = set(sorted(classes, key=means.__getitem__)[: max(left, 0)])
-            left -= len(classes)
-            rows = [
-                [
-                    Cell(name),
-                    Cell(str(some.classes[name][1] // some.trainings)),
-                    *(_percent(one.accuracy(name) if one else None) for one in sums.values()),
-                ]
-                for name in classes
-                if name in kept
-            ]
-            bodies.append((SPACES[where.classes] if len(places) > 1 else "", rows))
-        table = Table(f"Accuracy per class, {dataset}", ["class", "pictures", *whose], bodies, scale="blue")
-        if total > MAX_CLASSES:
-            table.remark = f"{total} classes; the {MAX_CLASSES} rows are the weakest of each group."
-        folds.append(Fold(dataset, f"{total} classes; weakest: {', '.join(weakest)}", [table]))
-    return folds
-
-
-def confusions(mistakes: Mistakes, whose: Mapping[str, Who], album: Album) -> list[Fold]:
-    """For each dataset and label space the most frequent confusions, with pictures from ``album``."""
-    listed = {
-        where: mistakes.top(where, [who for who in whose.values() if who in mistakes.sums[where]])
-        for places in evaluations(mistakes, whose).values()
-        for where in places
-    }
-    album.fill((where, mistakes.examples(where, pair)) for where, pairs in listed.items() for pair in pairs)
-    folds: dict[str, Fold] = {}
-    for where, pairs in listed.items():
-        if not pairs:
-            continue
-        rows = [_confusion(mistakes, where, pair, whose, album) for pair in pairs]
-        columns = ["picture of", "taken for", "examples", *whose]
-        label = f"{where.dataset}, {SPACES[where.classes]}"
-        fold = folds.setdefault(where.dataset, Fold(where.dataset))
-        fold.tables.append(Table(label, columns, [("", rows)], words=3, scale="orange"))
-    for name, fold in folds.items():
-        first = next(pairs[0] for where, pairs in listed.items() if where.dataset == name and pairs)
-        fold.hint = f"most often: {first.true} taken for {first.predicted}"
-        if name in album.missing:
-            fold.remark = (
-                "The pictures of this dataset were not at hand when the report was made. It shows those of "
-                "shipped datasets and of what --dataset names, and follows no links out of their folders."
-            )
-    return list(folds.values())
-
-
-def _confusion(
-    mistakes: Mistakes, where: Where, pair: Pair, whose: Mapping[str, Who], album: Album
-) -> list[Cell]:
-    paths = mistakes.examples(where, pair)
-    numbers = [(album.number(where.dataset, path), path) for path in paths]
-    pictures = [(n, f"{pair.true}: {path}") for n, path in numbers if n is not None]
-    sums = [mistakes.sums[where].get(who) for who in whose.values()]
-    return [
-        Cell(pair.true),
-        Cell(pair.predicted),
-        Cell("" if pictures else "-", pictures=pictures),
-        *(_percent(one.rate(pair) if one else None) for one in sums),
-    ]
-
-
-def _percent(value: float | None) -> Cell:
-    if value is None:
-        return Cell("-")
-    return Cell(f"{value:.0f}", shade=min(int(value * SHADES / 100), SHADES - 1))
 
 
 # ---------------------------------------------------------------------- settings and environment
@@ -266,7 +168,7 @@ def environments(records: Sequence[Record]) -> Table:
         found[id(record.environment)] = flat or _flat(record.environment), count + 1
     keys = list(dict.fromkeys(key for flat, _ in found.values() for key in flat))
     rows = [[Cell(key), *(Cell(flat.get(key, "-")) for flat, _ in found.values())] for key in keys]
-    columns = ["what", *(f"{count:,} record{'s' if count > 1 else ''}" for _, count in found.values())]
+    columns = ["what", *(f"{count:,} {plural('record', count)}" for _, count in found.values())]
     return Table("Environment", columns, [("", rows)], words=len(columns))
 
 

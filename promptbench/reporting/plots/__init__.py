@@ -1,36 +1,34 @@
-"""Figures: each is drawn from one `Material` and written as PNG, PDF and the CSV of what it shows.
+"""Figures, one per file here. To add a figure, add a file: `base_novel.py` declares the figure
+``base-novel``, its caption and what it needs. Files with an underscore in front hold what figures share.
 
-`FIGURES` holds them by name. A figure that the material cannot give raises UserError with one sentence, so
-"all that apply" is: try each.
+Names come from the files' names, so that nothing is imported (and no matplotlib) before a figure is drawn.
 """
 
-from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
-from promptbench.reporting.plots.ablation import ablation
-from promptbench.reporting.plots.base import Drawing, Material, styled
-from promptbench.reporting.plots.base_novel import base_novel
-from promptbench.reporting.plots.curves import curves
-from promptbench.reporting.plots.fewshot import fewshot
-from promptbench.reporting.plots.heatmap import heatmap
-from promptbench.reporting.plots.prompts import prompts
-from promptbench.reporting.plots.ranks import critical_difference
-from promptbench.reporting.plots.tradeoff import pareto, tradeoff
+from promptbench.errors import unknown
 
-__all__ = ["FIGURES", "Drawing", "Material", "draw", "pareto"]
-
-FIGURES: dict[str, Callable[[Material], Drawing]] = {
-    "tradeoff": tradeoff,
-    "base-novel": base_novel,
-    "heatmap": heatmap,
-    "fewshot": fewshot,
-    "curves": curves,
-    "prompts": prompts,
-    "ablation": ablation,
-    "critical-difference": critical_difference,
-}
+if TYPE_CHECKING:
+    from promptbench.analysis.comparison import Material
+    from promptbench.reporting.plots._base import Drawing, Figure
 
 
-def draw(name: str, material: Material) -> Drawing:
-    """The figure called ``name``, in the style of all. Raises UserError where the material cannot give it."""
-    with styled():
-        return FIGURES[name](material)
+def names() -> list[str]:
+    """What figures there are."""
+    return [m.name.replace("_", "-") for m in iter_modules(__path__) if not m.name.startswith("_")]
+
+
+def get_figure(name: str) -> "Figure":
+    """The figure called ``name``. Raises UserError with the nearest name."""
+    if name not in names():
+        raise unknown("figure", name, names())
+    attribute = name.replace("-", "_")
+    figure: Figure = getattr(import_module(f"{__name__}.{attribute}"), attribute)
+    return figure
+
+
+def draw(name: str, material: "Material") -> "Drawing":
+    """The figure called ``name``. Raises UserError where the material cannot give it."""
+    return get_figure(name).draw(material)

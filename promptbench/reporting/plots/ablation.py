@@ -5,14 +5,14 @@ from typing import Any
 import pandas as pd
 
 from promptbench.analysis import published
-from promptbench.reporting.plots.base import (
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.reporting.plots._base import (
     COLOURS,
     HALO,
-    NAMES,
     Drawing,
-    Material,
+    declare,
     error_bars,
-    need,
     new_figure,
 )
 
@@ -34,18 +34,19 @@ RANKS = (
 PARTS = (("chain", CHAIN, "hm"), ("rank", RANKS, "novel"))
 
 
+@declare(
+    "MMLoP's steps and ranks, beside those of its paper.",
+    needs="variants of MMLoP on base2novel; run `promptbench ablate mmlop`",
+    place=6,
+)
 def ablation(material: Material) -> Drawing:
     """Left the chain, right the rank; above measured (95 % intervals), below published.
 
     Raises UserError unless a variant of MMLoP was measured on base and novel classes.
     """
     variants = {name for _, steps, _ in PARTS for _, names, _ in steps for name in names} - {"ivlp", "mmlop"}
-    need(
-        variants & set(material.summary["method"]) and "hm" in material.summary,
-        "The ablation figure needs variants of MMLoP on base2novel; run ivlp mmlop mmlop-lowrank "
-        "mmlop-consistency mmlop-drift mmlop-rank2 mmlop-rank4.",
-    )
-    data = pd.DataFrame([*_measured(material), *_published()])
+    ablation.require(variants & set(material.summary["method"]) and "hm" in material.summary)
+    data = pd.DataFrame([*_measured(material), *_published(material.benchmark)])
     figure = new_figure(height=3.9)
     axes = figure.subplots(2, 2, gridspec_kw={"width_ratios": [5, 3]})
     titles = {"measured": f"measured, {material.caption}", "published": f"published, ViT-B/16, arXiv {PAPER}"}
@@ -53,7 +54,7 @@ def ablation(material: Material) -> Drawing:
         for j, (part, steps, metric) in enumerate(PARTS):
             rows = data[(data["kind"] == kind) & (data["part"] == part)]
             _panel(axes[i][j], rows, [step for step, *_ in steps], COLOURS[i])
-            axes[i][j].set_ylabel("HM (%)" if metric == "hm" else NAMES[metric])
+            axes[i][j].set_ylabel("HM (%)" if metric == "hm" else METRICS[metric].axis)
         axes[i][0].set_title(titles[kind])
     axes[1][1].set_xlabel("Rank")
     return Drawing("ablation", figure, data)
@@ -91,9 +92,9 @@ def _measured(material: Material) -> list[dict[str, Any]]:
     return found
 
 
-def _published() -> list[dict[str, Any]]:
-    table = published.table()
-    table = table[(table["benchmark"] == "ablation") & table["source"].str.contains(PAPER)]
+def _published(benchmark: str) -> list[dict[str, Any]]:
+    table = published.ablations(benchmark)
+    table = table[table["source"].str.contains(PAPER)]
     found = []
     for part, steps, metric in PARTS:
         for step, _, name in steps:

@@ -5,26 +5,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from promptbench.reporting.plots.base import (
-    NAMES,
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
+    declare,
     error_bars,
     label_points,
-    need,
     new_figure,
     point,
 )
 
 
+@declare(
+    "Base against novel accuracy; the curves are of equal harmonic mean (HM).",
+    needs="base and novel accuracy of a method with all its datasets; choose --benchmark base2novel",
+    place=2,
+)
 def base_novel(material: Material) -> Drawing:
     """One point per method with 95 % intervals; published numbers hollow. Raises UserError for benchmarks
     without base and novel classes."""
     rows = material.headline(material.shown)
-    need(
-        {"base", "novel"} <= set(rows) and len(rows),
-        "The base-novel figure needs a method with all its datasets; choose --benchmark base2novel.",
-    )
+    base_novel.require({"base", "novel"} <= set(rows) and len(rows))
     figure = new_figure(height=3.6 if len(rows) <= 8 else 4.8)
     axes = figure.subplots()
     axes.margins(0.1)
@@ -38,8 +40,8 @@ def base_novel(material: Material) -> Drawing:
             avoid += [(x + sign * s * across[side][0], y) for s in steps] if across else []
             avoid += [(x, y + sign * s * up[side][0]) for s in steps] if up else []
     _levels(axes)
-    axes.set_xlabel(NAMES["base"])
-    axes.set_ylabel(NAMES["novel"])
+    axes.set_xlabel(METRICS["base"].axis)
+    axes.set_ylabel(METRICS["novel"].axis)
     hollow = "; hollow: published" if len(material.published) and len(material.summary) else ""
     bars = "; bars: 95 % intervals" if avoid else ""
     axes.set_title(f"{material.caption}{bars}{hollow}")

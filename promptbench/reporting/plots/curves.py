@@ -5,15 +5,15 @@ from typing import Any
 
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.console import plain
-from promptbench.reporting.plots.base import (
+from promptbench.reporting.plots._base import (
     COLOURS,
     LINES,
     Drawing,
-    Material,
     bottom,
+    declare,
     legend_below,
-    need,
     panels,
 )
 from promptbench.trials.record import METRICS
@@ -21,16 +21,18 @@ from promptbench.trials.record import METRICS
 COLUMNS = {"loss": "training loss", "val_accuracy": "validation (%)"}
 
 
+@declare(
+    "Training loss by epoch and, where it was measured, validation accuracy; mean over seeds.",
+    needs=f"{METRICS} of more than one epoch beside the records",
+    place=8,
+)
 def curves(material: Material) -> Drawing:
     """A panel per method and measure, a line per dataset (mean over seeds), at the largest number of shots.
 
     Read from the metrics beside the records. Raises UserError where there are none.
     """
     data, broken = history(material)
-    need(
-        len(data),
-        f"No {METRICS} of more than one epoch lie beside the records under {material.out}; curves need them.",
-    )
+    curves.require(len(data), f"there are none under {material.out}")
     shown = [
         (column, str(method))
         for column in COLUMNS

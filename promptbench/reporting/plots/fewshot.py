@@ -4,20 +4,27 @@ from typing import Any
 
 import pandas as pd
 
-from promptbench.reporting.plots.base import (
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.vocabulary import as_published
+from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
     bottom,
+    declare,
     error_bars,
     legend_below,
     line,
-    need,
     panels,
 )
+from promptbench.reporting.tables import is_published
 
 FEW = 8  # more methods have no error bars: they would hide each other
 
 
+@declare(
+    "Accuracy against the number of shots.",
+    needs="at least two numbers of shots; run --shots 1,4,16",
+    place=5,
+)
 def fewshot(material: Material) -> Drawing:
     """One line per method, 95 % intervals, methods without shots dotted, published numbers hollow and dashed.
 
@@ -25,7 +32,7 @@ def fewshot(material: Material) -> Drawing:
     """
     metric, shown = material.shown_metric, material.shown
     shots = sorted({int(k) for k in shown["shots"] if k > 0})
-    need(len(shots) > 1, "The few-shot figure needs at least two numbers of shots; run --shots 1,4,16.")
+    fewshot.require(len(shots) > 1)
     rows = shown.dropna(subset=[metric])
     names = list(rows["dataset"].unique())
     figure, axes = panels(len(names), 3)
@@ -43,18 +50,18 @@ def fewshot(material: Material) -> Drawing:
 
 def _panel(axes: Any, material: Material, rows: pd.DataFrame, metric: str) -> None:
     crowded = material.summary["method"].nunique() > FEW
-    published = rows["source"].notna() if "source" in rows else pd.Series(False, index=rows.index)
-    for is_published, part in ((False, rows[~published]), (True, rows[published])):
+    published = is_published(rows)
+    for hollow, part in ((False, rows[~published]), (True, rows[published])):
         for method, mine in part.groupby("method", sort=False):
             style = line(material, str(method))
-            label = f"{method} (published)" if is_published else str(method)
+            label = as_published(str(method)) if hollow else str(method)
             if not mine["shots"].max():
-                dots = (0, (1, 4)) if is_published else ":"
+                dots = (0, (1, 4)) if hollow else ":"
                 axes.axhline(mine[metric].iloc[0], color=style["color"], linestyle=dots, label=label)
                 continue
             mine = mine.sort_values("shots")
-            hollow = {"mfc": "white", "linestyle": "--"} if is_published else {}
-            axes.plot(mine["shots"], mine[metric], label=label, **style | hollow)
+            drawn = {"mfc": "white", "linestyle": "--"} if hollow else {}
+            axes.plot(mine["shots"], mine[metric], label=label, **style | drawn)
             for row in [] if crowded else mine.to_dict("records"):
                 if bars := error_bars(row, metric):
                     axes.errorbar(

@@ -2,23 +2,21 @@
 
 import numpy as np
 
-from promptbench.reporting.plots.base import NAMES, WIDTH, Drawing, Material, need, new_figure
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.vocabulary import METRICS, ZEROSHOT
+from promptbench.reporting.plots._base import WIDTH, Drawing, declare, new_figure
 
-ZERO_SHOT = "zeroshot"
 
-
+@declare("Points above zero-shot.", needs=f"records of {ZEROSHOT} and of another method; run both", place=3)
 def heatmap(material: Material) -> Drawing:
     """Differences to zero-shot in points at the largest number of shots, with the numbers in the cells;
     missing cells are empty. Raises UserError without zero-shot or another method."""
     metric, summary = material.shown_metric, material.summary
-    need(
-        {ZERO_SHOT} < set(summary["method"]),
-        "The heat map shows differences to zero-shot: it needs records of zeroshot and of another method.",
-    )
+    heatmap.require({ZEROSHOT} < set(summary["method"]))
     rows = summary[summary["shots"].isin([0, summary["shots"].max()])]
     wide = rows.pivot(index="method", columns="dataset", values=metric)
     wide = wide.loc[rows["method"].unique(), rows["dataset"].unique()]
-    gain = wide.sub(wide.loc[ZERO_SHOT], axis="columns").drop(index=ZERO_SHOT)
+    gain = wide.sub(wide.loc[ZEROSHOT], axis="columns").drop(index=ZEROSHOT)
     height = 0.21 * len(gain) + 1.1
     figure = new_figure(min(WIDTH, 1.8 + 0.55 * gain.shape[1] + 0.8), height)
     axes = figure.subplots()
@@ -38,7 +36,7 @@ def heatmap(material: Material) -> Drawing:
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.outline.set_visible(False)
-    what = NAMES[metric].removesuffix(" (%)")
+    what = METRICS[metric].axis.removesuffix(" (%)")
     axes.set_title(f"{what}: points above zero-shot\n{_without_where(material)}")
     return Drawing(f"heatmap-{metric}", figure, gain.reset_index())
 

@@ -2,11 +2,17 @@
 
 import pandas as pd
 
-from promptbench.reporting.plots.base import Drawing, Material, legend_below, line, need, new_figure
+from promptbench.analysis.comparison import Material
+from promptbench.reporting.plots._base import Drawing, declare, legend_below, line, new_figure
 
 TOWERS = ("text", "vision")
 
 
+@declare(
+    "How much prompts change the read-out token after each block, mean over runs.",
+    needs="records that hold the influence of prompts; run a method that prompts a tower",
+    place=7,
+)
 def prompts(material: Material) -> Drawing:
     """One line per method: mean over records of the relative change of the read-out token after each block.
 
@@ -19,10 +25,7 @@ def prompts(material: Material) -> Drawing:
         for tower in TOWERS
         for block, change in enumerate(record.influence.get(tower, ()), 1)
     ]
-    need(
-        rows,
-        "None of the records holds the influence of prompts; run a method that prompts a tower.",
-    )
+    prompts.require(rows)
     table = pd.DataFrame(rows, columns=["tower", "method", "block", "change"])
     groups = table.groupby(["tower", "method", "block"], sort=False)["change"]
     data = groups.agg(change="mean", records="size").reset_index()

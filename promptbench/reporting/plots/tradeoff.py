@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from promptbench.analysis.comparison import Material
 from promptbench.analysis.costs import COSTS, step_gflop
-from promptbench.reporting.plots.base import (
-    NAMES,
+from promptbench.analysis.vocabulary import METRICS
+from promptbench.errors import UserError
+from promptbench.reporting.plots._base import (
     Drawing,
-    Material,
     PlainLog,
+    declare,
     error_bars,
     label_points,
-    need,
     new_figure,
     point,
 )
@@ -53,19 +54,22 @@ def sentence(rows: pd.DataFrame, cost: str, metric: str) -> str:
     front = ", ".join(rows[rows["pareto"]]["method"])
     losers = rows[~rows["pareto"]].groupby("dominated_by", sort=False)["method"]
     each = "; ".join(f"{winner} dominates {', '.join(names)}" for winner, names in losers)
-    of = "HM" if metric == "hm" else "accuracy" if metric == "all" else f"{metric} accuracy"
-    return f"Pareto front of {of} over {COSTS[cost].short}: {front}. {each or 'Nothing is dominated'}."
+    of = f"{METRICS[metric].phrase} over {COSTS[cost].short}"
+    return f"Pareto front of {of}: {front}. {each or 'Nothing is dominated'}."
 
 
+@declare(
+    "Accuracy against trainable parameters.",
+    needs="at least one trained method with all its datasets; run one",
+    place=1,
+)
 def tradeoff(material: Material) -> Drawing:
     """Metric against cost (log x): 95 % intervals, Pareto front, what costs nothing as a line; published
     numbers hollow, on no front with measured ones. Raises UserError if no trained method has the metric."""
     metric, cost = material.shown_metric, material.cost
     measured, published = (material.headline(rows) for rows in (material.summary, material.published))
-    need(
-        cost == "parameters" or len(measured),
-        "Of published numbers only the trainable parameters are known; leave out --x.",
-    )
+    if cost != "parameters" and measured.empty:
+        raise UserError("Of published numbers only the trainable parameters are known; leave out --x.")
     if cost == "gflop":
         keys = zip(measured["method"], measured["shots"], strict=True)
         measured["gflop"] = [step_gflop(material, method, shots) for method, shots in keys]
@@ -78,17 +82,14 @@ def tradeoff(material: Material) -> Drawing:
     main, beside = measured, published[~lacking]
     if main.empty:
         main, beside = beside, main
-    need(
-        len(main) and (main[cost] > 0).any(),
-        "The trade-off plot needs at least one trained method with all its datasets; run one.",
-    )
+    tradeoff.require(len(main) and (main[cost] > 0).any())
     main = with_front(main, cost, metric)
     said = [sentence(main, cost, metric), *COSTS[cost].warnings(material.records), *said]
     figure = new_figure(height=3.6 if len(main) + len(beside) <= FEW else 4.8)
     axes = figure.subplots()
     _draw(axes, material, main, beside)
     axes.set_xlabel(COSTS[cost].label)
-    axes.set_ylabel(NAMES[metric])
+    axes.set_ylabel(METRICS[metric].axis)
     bars = "; bars: 95 % intervals" if any(error_bars(row, metric) for row in main.to_dict("records")) else ""
     axes.set_title(f"{material.caption}{bars}{'; hollow: published' if len(beside) else ''}")
     name = f"tradeoff-{metric}" + ("" if cost == "parameters" else f"-{cost}")

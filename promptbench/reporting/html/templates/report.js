@@ -43,7 +43,7 @@ function sort(table, heading, column) {
 for (const table of document.querySelectorAll("table.sortable")) {
   [...table.tHead.rows[0].cells].forEach((heading, column) => {
     if ([...table.tBodies].some((body) => [...body.rows].some((row) => row.cells[column]?.querySelector("svg")))) {
-      return; // pictures have no order
+      return; // images have no order
     }
     const button = document.createElement("button");
     button.type = "button";

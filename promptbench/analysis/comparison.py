@@ -1,6 +1,6 @@
 """What tables and figures are made of: the records of one benchmark and backbone, and published numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,31 +9,97 @@ from typing import Literal
 import pandas as pd
 
 from promptbench.analysis import published
-from promptbench.analysis.compare import frame, load_records, summarise
-from promptbench.reporting.tables import AVERAGE
-from promptbench.trials.record import BriefRecord, Record
+from promptbench.analysis.summary import frame, summarise
+from promptbench.analysis.vocabulary import AVERAGE, METRICS, headline_metric, shots_text, span
+from promptbench.errors import UserError, unknown
+from promptbench.trials.benchmarks import DEFAULT
+from promptbench.trials.record import BriefRecord, Fault, Record, read_records
 from promptbench.trials.trial import PRESETS
 
 Source = Literal["measured", "published", "both"]
+
+
+def load_frame(out: Path, benchmark: str = DEFAULT, backbone: str | None = None) -> pd.DataFrame:
+    """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
+    return frame(load_records(out, benchmark, backbone))
+
+
+def load_records(
+    out: Path, benchmark: str, backbone: str | None = None, kind: type[Record] = Record
+) -> list[Record]:
+    """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
+    than test; ``kind`` as in `read_record`.
+
+    Raises UserError if there are none, if one cannot be read, or if they mix backbones.
+    """
+    records, broken = read_records(out, kind)
+    refuse_newer(broken)
+    if broken:
+        raise UserError(
+            f"{len(broken)} record(s) cannot be read, the first is {broken[0].path} ({broken[0].why}); "
+            "delete it and run again."
+        )
+    return comparable(records, out, benchmark, backbone)
+
+
+def refuse_newer(faults: Sequence[Fault]) -> None:
+    """Raise UserError if a newer version of the program made some of the records."""
+    if newer := [fault.path for fault in faults if fault.newer]:
+        raise UserError(
+            f"{len(newer)} record(s) were made by a newer version of promptbench, the first is {newer[0]}; "
+            "update promptbench to read them."
+        )
+
+
+def is_whole_test(record: Record) -> bool:
+    """False for smoke runs (--limit) and other splits than test, which no table counts."""
+    return record.trial.split == "test" and record.trial.limit is None
+
+
+def comparable(
+    records: Sequence[Record], out: Path, benchmark: str, backbone: str | None = None
+) -> list[Record]:
+    """Of the ``records`` found under ``out`` those that `load_records` takes. Raises UserError as it does."""
+    found = [r for r in records if is_whole_test(r)]
+    aside = sum(r.trial.benchmark == benchmark for r in records)
+    have = sorted({r.trial.benchmark for r in found})
+    found = [r for r in found if r.trial.benchmark == benchmark]
+    if not found:
+        also = f" (there are records of {', '.join(have)})" if have else ""
+        if aside:
+            are = "record is a smoke run" if aside == 1 else "records are smoke runs"
+            also += f": {aside} {are} (--limit) or of another split"
+        raise UserError(
+            f"No records of {benchmark} under {out}{also}; make some with "
+            f"`promptbench run mmlop --benchmark {benchmark} --out {out}`."
+        )
+    backbones = sorted({r.trial.backbone for r in found})
+    if backbone is None and len(backbones) > 1:
+        raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
+    if backbone is not None and backbone not in backbones:
+        raise unknown("backbone among the records", backbone, backbones)
+    return [r for r in found if backbone in (None, r.trial.backbone)]
 
 
 @dataclass(frozen=True)
 class Material:
     """``records`` (none if only published numbers are asked for), the folder ``out`` they lie in, and what is
     to be shown: ``metric`` (hm, base, novel, all), ``cost`` (a column of the summary, or gflop) and
-    ``source``. Properties raise UserError as `compare.frame` and `published.rows`."""
+    ``source``. ``count_gflop`` gives the GFLOP of a record's training step (`checks.training_step`), for that
+    cost only. Properties raise UserError as `summary.frame` and `published.rows`."""
 
     records: Sequence[Record]
     out: Path
-    benchmark: str = "base2novel"
+    benchmark: str = DEFAULT
     backbone: str = PRESETS["paper"]["backbone"]
     metric: str = "hm"
     cost: str = "parameters"
     source: Source = "measured"
+    count_gflop: Callable[[Record], float] | None = None
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """`compare.frame` of the records."""
+        """`summary.frame` of the records."""
         return frame(self.records)
 
     @cached_property
@@ -43,7 +109,7 @@ class Material:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """`compare.summarise` of them; without records a table without rows."""
+        """`summary.summarise` of them; without records a table without rows."""
         if self.records:
             return summarise(self.table)
         empty = pd.DataFrame(columns=["dataset", "method", "shots", "parameters", "seeds"])
@@ -69,7 +135,7 @@ class Material:
         both["_order"] = both["dataset"].map(order).fillna(len(order))
         both = both.sort_values(["_order", "parameters", "shots"], kind="stable", ignore_index=True)
         both = both.drop(columns="_order")
-        for metric in ("base", "novel", "hm", "all"):
+        for metric in METRICS:
             for end in ("_std", "_low", "_high"):
                 if metric in both and metric + end not in both:
                     both[metric + end] = float("nan")
@@ -80,7 +146,7 @@ class Material:
     def shown_metric(self) -> str:
         """The metric asked for or, if the benchmark has not got it, its own."""
         have = {*self.summary, *self.published}
-        return next((m for m in (self.metric, "hm", "all") if m in have), "all")
+        return headline_metric(have, self.metric)
 
     @cached_property
     def where(self) -> str:
@@ -117,25 +183,25 @@ class Material:
         parts = [f"average of {targets} datasets" if self.where == AVERAGE else self.where]
         seeds = sorted({int(n) for n in rows[rows["shots"] > 0]["seeds"]})
         if seeds:
-            span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-            parts += [f"{int(rows['shots'].max())} shots", f"{span} seed{'s' if seeds != [1] else ''}"]
+            parts += [shots_text([int(rows["shots"].max())]), span(seeds, "seed")]
         return ", ".join([*parts, str(self.summary.attrs["backbone"])])
 
 
 def load_material(
     out: Path,
-    benchmark: str = "base2novel",
+    benchmark: str = DEFAULT,
     backbone: str | None = None,
     metric: str = "hm",
     cost: str = "parameters",
     source: Source = "measured",
+    count_gflop: Callable[[Record], float] | None = None,
 ) -> Material:
     """The material of the records under ``out``; of published numbers alone no record is read.
 
-    Raises UserError as `compare.load_records`.
+    Raises UserError as `comparison.load_records`.
     """
     if source == "published":
         usual = PRESETS["paper"]["backbone"]
-        return Material([], out, benchmark, backbone or usual, metric, cost, source)
+        return Material([], out, benchmark, backbone or usual, metric, cost, source, count_gflop)
     records = load_records(out, benchmark, backbone, BriefRecord)
-    return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source)
+    return Material(records, out, benchmark, records[0].trial.backbone, metric, cost, source, count_gflop)

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from promptbench.reporting.plots.backend import matplotlib  # isort: skip  # before anything else of matplotlib
+from promptbench.reporting.plots._backend import matplotlib  # isort: skip  # before anything else of matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter
 
-from promptbench.analysis.material import Material
+from promptbench.analysis.comparison import Material
 from promptbench.errors import UserError
 from promptbench.storage import write_atomic
 
@@ -48,12 +48,6 @@ DPI = 200
 WIDTH = 6.5  # inches: the text of a page
 TALLEST = 100  # inches of a figure
 REACHES = (5, 9, 14, 20, 28, 38, 50, 64)  # points between a point and its name: nearer is better
-NAMES = {
-    "hm": "Harmonic mean of base and novel accuracy (%)",
-    "all": "Accuracy, all classes (%)",
-    "base": "Base accuracy (%)",
-    "novel": "Novel accuracy (%)",
-}
 
 
 def look(material: Material, method: str) -> dict[str, Any]:
@@ -97,7 +91,7 @@ class Drawing:
     """A figure, the rows it shows, and what is to be said of it in sentences."""
 
     name: str
-    figure: Figure
+    figure: Canvas
     data: pd.DataFrame
     said: list[str] = field(default_factory=list)
 
@@ -114,7 +108,7 @@ class Drawing:
         find the layout, which may differ by some pixels."""
         with styled():
             self.figure.set_dpi(DPI)
-            canvas = FigureCanvasAgg(self.figure)
+            canvas: Any = FigureCanvasAgg(self.figure)
             canvas.draw()
         return canvas.buffer_rgba()
 
@@ -127,18 +121,52 @@ class Drawing:
         return paths
 
 
-def new_figure(width: float = WIDTH, height: float = 3.7) -> Figure:
+@dataclass(frozen=True)
+class Figure:
+    """What a file of this folder declares of its figure.
+
+    ``caption`` stands under it in a report, which has the figures in the order of ``place``; ``needs``
+    completes "The figure NAME needs ...", with how to get it.
+    """
+
+    name: str
+    caption: str
+    needs: str
+    place: int
+    make: Callable[[Material], Drawing]
+
+    def draw(self, material: Material) -> Drawing:
+        """Raises UserError where the material does not have what the figure needs."""
+        with styled():
+            return self.make(material)
+
+    def require(self, ok: Any, found: str = "") -> None:
+        """Raise UserError unless ``ok``: what the figure needs and what was ``found`` instead."""
+        if not ok:
+            raise UserError(f"The figure {self.name} needs {self.needs}{found and f'; {found}'}.")
+
+
+def declare(caption: str, needs: str, place: int) -> Callable[[Callable[[Material], Drawing]], Figure]:
+    """Declare the decorated function a figure, see `Figure`; it is called like the function and its file."""
+
+    def made_by(make: Callable[[Material], Drawing]) -> Figure:
+        return Figure(make.__name__.replace("_", "-"), caption, needs, place, make)
+
+    return made_by
+
+
+def new_figure(width: float = WIDTH, height: float = 3.7) -> Canvas:
     """An empty figure that no display and no global state knows of. Raises UserError if it is too tall."""
-    need(
-        height <= TALLEST,
-        "There are too many methods or datasets for one figure; keep some in an --out of their own.",
-    )
-    figure = Figure(figsize=(width, height), layout="constrained")
+    if height > TALLEST:
+        raise UserError(
+            "There are too many methods or datasets for one figure; keep some in an --out of their own."
+        )
+    figure = Canvas(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def panels(count: int, columns: int, height: float = 1.7) -> tuple[Figure, list[Any]]:
+def panels(count: int, columns: int, height: float = 1.7) -> tuple[Canvas, list[Any]]:
     """A figure of ``count`` axes in rows of ``columns``."""
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -218,7 +246,7 @@ def bottom(axes: Sequence[Any], label: str) -> None:
         one.set_xlabel(label)
 
 
-def legend_below(figure: Figure, axes: Any, columns: int = 5) -> None:
+def legend_below(figure: Canvas, axes: Any, columns: int = 5) -> None:
     """One legend for all panels, under them."""
     handles: dict[str, Any] = {}
     for one in axes:
@@ -233,9 +261,3 @@ def error_bars(row: Any, metric: str) -> list[list[float]] | None:
     if low is None or pd.isna(low) or low == high:
         return None
     return [[max(0.0, row[metric] - low)], [max(0.0, high - row[metric])]]
-
-
-def need(ok: Any, message: str) -> None:
-    """Raise UserError(message) unless ``ok``."""
-    if not ok:
-        raise UserError(message)

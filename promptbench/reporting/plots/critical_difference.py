@@ -2,11 +2,18 @@
 
 import pandas as pd
 
-from promptbench.analysis.compare import measured
-from promptbench.analysis.stats import CD_DATASETS, CD_METHODS, rank
-from promptbench.reporting.plots.base import WIDTH, Drawing, Material, look, need, new_figure
+from promptbench.analysis.comparison import Material
+from promptbench.analysis.ranks import CD_DATASETS, CD_METHODS, rank
+from promptbench.analysis.summary import measured
+from promptbench.analysis.vocabulary import METRICS, p_text
+from promptbench.reporting.plots._base import WIDTH, Drawing, declare, look, new_figure
 
 
+@declare(
+    "Mean ranks over datasets, 1 is best.",
+    needs=f"at least {CD_METHODS} methods on {CD_DATASETS} datasets (else `promptbench compare --pairs`)",
+    place=4,
+)
 def critical_difference(material: Material) -> Drawing:
     """Ranks by the metric at the largest number of shots. Raises UserError for fewer than 5 methods or 6
     datasets."""
@@ -15,11 +22,8 @@ def critical_difference(material: Material) -> Drawing:
     most = max((one.shots for one in runs), default=0)
     runs = [one for one in runs if one.shots in (0, most)]
     datasets = len(runs[0].by_dataset(metric)) if runs else 0
-    need(
-        len(runs) >= CD_METHODS and datasets >= CD_DATASETS,
-        f"A critical-difference diagram needs at least {CD_METHODS} methods on {CD_DATASETS} datasets, "
-        f"here are {len(runs)} on {datasets}; see `promptbench compare --pairs` instead.",
-    )
+    enough = len(runs) >= CD_METHODS and datasets >= CD_DATASETS
+    critical_difference.require(enough, f"there are {len(runs)} on {datasets}")
     ranks = rank({one.method: one.by_dataset(metric) for one in runs})
     names, values = list(ranks.mean), list(ranks.mean.values())
     k, half = len(names), (len(names) + 1) // 2
@@ -58,8 +62,9 @@ def critical_difference(material: Material) -> Drawing:
         y, reach = -(0.14 + 0.11 * i), 0.006 * (right - left)
         ends = [ranks.mean[group[0]] - reach, ranks.mean[group[-1]] + reach]
         axes.plot(ends, [y, y], color="k", linewidth=2.6, solid_capstyle="butt")
-    of = "HM" if metric == "hm" else "accuracy" if metric == "all" else f"{metric} accuracy"
-    p = "p < 0.001" if ranks.p < 0.001 else f"p = {ranks.p:.3f}"
-    axes.set_title(f"Mean ranks by {of}, {datasets} datasets (Friedman {p}; joined: not told apart at 5 %)")
+    p = p_text(ranks.p)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    of = f"{METRICS[metric].phrase}, {datasets} datasets"
+    axes.set_title(f"Mean ranks by {of} (Friedman {p}; joined: not told apart at 5 %)")
     data = pd.DataFrame({"method": names, "rank": values, "critical_difference": ranks.difference})
     return Drawing(f"critical-difference-{metric}", figure, data)

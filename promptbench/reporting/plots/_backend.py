@@ -9,7 +9,7 @@ from contextlib import suppress
 
 _asked = os.environ.pop("MPLBACKEND", None)
 try:
-    import matplotlib
+    import matplotlib as matplotlib  # given on under this name
 finally:
     if _asked is not None:
         os.environ["MPLBACKEND"] = _asked

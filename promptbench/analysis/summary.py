@@ -5,92 +5,17 @@ of the datasets' HMs is given beside it, labelled. A method that lacks a dataset
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from promptbench.analysis.stats import Runs, harmonic_mean, t_half_width
+from promptbench.analysis.statistics import Runs, harmonic_mean, t_half_width
+from promptbench.analysis.vocabulary import AVERAGE, SPACES, few
 from promptbench.console import plain
-from promptbench.errors import UserError, unknown
-from promptbench.reporting.tables import AVERAGE, SPACES, few, notes, render
-from promptbench.trials.record import Fault, Record, read_records
-from promptbench.trials.trial import get_benchmark
-
-__all__ = [
-    "AVERAGE",
-    "frame",
-    "harmonic_mean",
-    "load_frame",
-    "load_records",
-    "measured",
-    "notes",
-    "render",
-    "summarise",
-]
-
-
-def load_frame(out: Path, benchmark: str = "base2novel", backbone: str | None = None) -> pd.DataFrame:
-    """All comparable records under ``out`` as `frame`. Raises UserError as `load_records` and `frame`."""
-    return frame(load_records(out, benchmark, backbone))
-
-
-def load_records(
-    out: Path, benchmark: str, backbone: str | None = None, kind: type[Record] = Record
-) -> list[Record]:
-    """All comparable records of a benchmark under ``out``, without smoke runs (--limit) and other splits
-    than test; ``kind`` as in `read_record`.
-
-    Raises UserError if there are none, if one cannot be read, or if they mix backbones.
-    """
-    records, broken = read_records(out, kind)
-    refuse_newer(broken)
-    if broken:
-        raise UserError(
-            f"{len(broken)} record(s) cannot be read, the first is {broken[0].path} ({broken[0].why}); "
-            "delete it and run again."
-        )
-    return comparable(records, out, benchmark, backbone)
-
-
-def refuse_newer(faults: Sequence[Fault]) -> None:
-    """Raise UserError if a newer version of the program made some of the records."""
-    if newer := [fault.path for fault in faults if fault.newer]:
-        raise UserError(
-            f"{len(newer)} record(s) were made by a newer version of promptbench, the first is {newer[0]}; "
-            "update promptbench to read them."
-        )
-
-
-def is_whole_test(record: Record) -> bool:
-    """False for smoke runs (--limit) and other splits than test, which no table counts."""
-    return record.trial.split == "test" and record.trial.limit is None
-
-
-def comparable(
-    records: Sequence[Record], out: Path, benchmark: str, backbone: str | None = None
-) -> list[Record]:
-    """Of the ``records`` found under ``out`` those that `load_records` takes. Raises UserError as it does."""
-    found = [r for r in records if is_whole_test(r)]
-    aside = sum(r.trial.benchmark == benchmark for r in records)
-    have = sorted({r.trial.benchmark for r in found})
-    found = [r for r in found if r.trial.benchmark == benchmark]
-    if not found:
-        also = f" (there are records of {', '.join(have)})" if have else ""
-        if aside:
-            are = "record is a smoke run" if aside == 1 else "records are smoke runs"
-            also += f": {aside} {are} (--limit) or of another split"
-        raise UserError(
-            f"No records of {benchmark} under {out}{also}; make some with "
-            f"`promptbench run mmlop --benchmark {benchmark} --out {out}`."
-        )
-    backbones = sorted({r.trial.backbone for r in found})
-    if backbone is None and len(backbones) > 1:
-        raise UserError(f"{out} mixes backbones ({', '.join(backbones)}); choose one with --backbone.")
-    if backbone is not None and backbone not in backbones:
-        raise unknown("backbone among the records", backbone, backbones)
-    return [r for r in found if backbone in (None, r.trial.backbone)]
+from promptbench.errors import UserError
+from promptbench.trials.benchmarks import get_benchmark, metrics_for
+from promptbench.trials.record import Record
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -211,22 +136,22 @@ def measured(table: pd.DataFrame) -> list[Runs]:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Per method, shots and dataset, and for the average over datasets: mean and std (ddof 1) over seeds.
 
-    Columns: dataset, method, shots, parameters, seeds, seconds, memory (peak bytes), pictures (tested), then
-    ``<metric>``, ``<metric>_std``, ``<metric>_low`` and ``<metric>_high`` (95 % interval) for each label
+    Columns: dataset, method, shots, parameters, seeds, seconds, memory (peak bytes), pictures (test images),
+    then ``<metric>``, ``<metric>_std``, ``<metric>_low`` and ``<metric>_high`` (95 % interval) for each label
     space and, with base and novel, for ``hm``; and ``mean_hm`` (average row only). Missing values are NaN.
     Intervals are t-intervals over seeds; of averages, stratified bootstrap intervals.
     """
     keys = ["method", "shots", "dataset"]
     wide = _wide(table)
     spaces = [str(space) for space in wide]
-    if {"base", "novel"} <= set(spaces):
+    metrics = metrics_for(spaces)
+    if "hm" in metrics:
         wide["hm"] = harmonic_mean(wide["base"].to_numpy(), wide["novel"].to_numpy())
     groups = wide.groupby(level=keys, sort=False)
     rows = groups.mean()
-    if "hm" in rows:
+    if "hm" in metrics:
         rows["hm"] = harmonic_mean(rows["base"].to_numpy(), rows["novel"].to_numpy())
     rows["seeds"] = groups.size()
-    metrics = [*spaces, *(["hm"] if "hm" in rows else [])]
     # What has no seed has no spread: its interval is a point.
     point = rows.index.get_level_values("shots") == 0
     for metric in metrics:

@@ -14,13 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from promptbench.analysis.wilcoxon import signed_rank
+from promptbench.trials.benchmarks import metrics_for
+
 LEVEL = 0.95
 ALPHA = 0.05
 DRAWS = 5000
 #: more methods than this are not all compared with each other: Holm would leave nothing of it
 MOST = 50
-#: fewer make ranks meaningless (Demsar 2006 asks for more than 5 methods or more than 10 datasets)
-CD_METHODS, CD_DATASETS = 5, 6
 
 Array = NDArray[np.float64]
 
@@ -49,9 +50,9 @@ def bootstrap(values: Array) -> Array:
     sqrt(n / (n - 1)) (Rao and Wu 1988).
     """
     datasets, seeds, columns = values.shape
-    mean = values.mean(axis=(0, 1))
-    drawn = _weights(datasets, seeds) @ values.reshape(datasets * seeds, columns)
-    return mean + np.sqrt(seeds / (seeds - 1)) * (drawn - mean)
+    mean: Array = values.mean(axis=(0, 1))
+    drawn: Array = _weights(datasets, seeds) @ values.reshape(datasets * seeds, columns)
+    return mean + float(np.sqrt(seeds / (seeds - 1))) * (drawn - mean)
 
 
 @cache
@@ -107,7 +108,7 @@ class Runs:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (*self.values, *(("hm",) if {"base", "novel"} <= set(self.values) else ()))
+        return metrics_for(self.values)
 
     def at(self, seeds: Sequence[int]) -> "Runs":
         """The same for ``seeds`` only; one result without seeds is repeated."""
@@ -123,13 +124,13 @@ class Runs:
     def by_seed(self, metric: str) -> Array:
         """Averages over datasets [seeds]; HM is that of the averages."""
         if metric != "hm":
-            return self.values[metric].mean(axis=0)
+            return np.asarray(self.values[metric].mean(axis=0))
         return np.asarray(harmonic_mean(self.by_seed("base"), self.by_seed("novel")))
 
     def by_dataset(self, metric: str) -> Array:
         """Means over seeds [datasets]; HM is that of the means."""
         if metric != "hm":
-            return self.values[metric].mean(axis=1)
+            return np.asarray(self.values[metric].mean(axis=1))
         return np.asarray(harmonic_mean(self.by_dataset("base"), self.by_dataset("novel")))
 
     @cached_property
@@ -210,7 +211,7 @@ def paired(pairs: Sequence[tuple[Runs, Runs]], metric: str) -> pd.DataFrame:
         half = t_half_width(std, n) if n else std
         found.loc[at, "low"], found.loc[at, "high"] = differences.mean(1) - half, differences.mean(1) + half
         found.loc[at, "p_seeds"] = _t_test(differences)
-    found["p_datasets"] = _wilcoxon(np.stack(by_dataset))
+    found["p_datasets"] = signed_rank(np.stack(by_dataset))
     return found
 
 
@@ -221,41 +222,6 @@ def _t_test(differences: Array) -> Array:
     if spread.any():
         p[spread] = stats.ttest_1samp(differences[spread], 0, axis=1).pvalue
     return p
-
-
-def _wilcoxon(differences: Array) -> Array:
-    """Two-sided signed-rank p of each row; 1 for a row of zeros, NaN for a single dataset."""
-    if differences.shape[1] < 2:
-        return np.full(len(differences), np.nan)
-    differences = differences.round(9)  # ties are ties whatever the order of summation
-    p = np.ones(len(differences))
-    ordered = np.sort(np.abs(differences), axis=1)
-    plain = (ordered[:, 0] > 0) & (np.diff(ordered, axis=1) > 0).all(axis=1)
-    if plain.any():
-        p[plain] = stats.wilcoxon(differences[plain], axis=1).pvalue
-    for i in np.flatnonzero(~plain & (differences != 0).any(axis=1)):
-        p[i] = _wilcoxon_tied(differences[i][differences[i] != 0])
-    return p
-
-
-def _wilcoxon_tied(row: Array) -> float:
-    """p of values some of which are tied, or were dropped as zeros: exact up to 13 values, as `wilcoxon` has
-    it. That tries all signs one by one, which takes a minute for the pairs of twenty methods; all at once
-    take a hundredth of it."""
-    if len(row) == 1:
-        return 1.0
-    if len(row) > 13:
-        return float(stats.wilcoxon(row).pvalue)
-    signed = np.sign(row) * stats.rankdata(np.abs(row))
-    return float(
-        stats.permutation_test(
-            (signed,),
-            lambda x, axis: np.maximum(x, 0).sum(axis=axis),
-            permutation_type="samples",
-            n_resamples=np.inf,
-            vectorized=True,
-        ).pvalue
-    )
 
 
 def all_pairs(runs: Sequence[Runs]) -> pd.DataFrame:
@@ -282,39 +248,3 @@ def all_pairs(runs: Sequence[Runs]) -> pd.DataFrame:
                     tested[column] = holm(tested[column].tolist())
                 found.append(tested)
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Mean ranks over datasets (1 = best) by method, best first; methods whose ranks differ by less than
-    ``difference`` are not told apart. ``p``: Friedman's test that all methods are alike."""
-
-    mean: dict[str, float]
-    difference: float
-    p: float
-    datasets: int
-
-    @property
-    def groups(self) -> list[tuple[str, ...]]:
-        """The largest runs of methods that are not told apart, of two or more."""
-        names, ranks = list(self.mean), list(self.mean.values())
-        found: list[tuple[int, int]] = []
-        for i in range(len(names)):
-            j = max(k for k in range(i, len(names)) if ranks[k] - ranks[i] <= self.difference)
-            if j > i and (not found or j > found[-1][1]):
-                found.append((i, j))
-        return [tuple(names[i : j + 1]) for i, j in found]
-
-
-def rank(accuracies: Mapping[str, Array]) -> Ranks:
-    """Mean ranks of methods by their accuracies [datasets], with Nemenyi's critical difference at 5 %."""
-    values = np.stack(list(accuracies.values()))
-    k, n = values.shape
-    mean = stats.rankdata(-values, axis=0).mean(axis=1)
-    order = np.argsort(mean, kind="stable")
-    names = list(accuracies)
-    q = stats.studentized_range.ppf(1 - ALPHA, k, np.inf) / np.sqrt(2)
-    p = stats.friedmanchisquare(*values).pvalue if k > 2 else float("nan")
-    return Ranks(
-        {names[i]: float(mean[i]) for i in order}, float(q * np.sqrt(k * (k + 1) / (6 * n))), float(p), n
-    )
