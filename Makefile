@@ -2,7 +2,7 @@
 #   make demo   set up, train five methods on the embedded data, print the table, write the plot
 #   make test   set up and run the tests
 # Further targets:
-#   make lint         ruff and mypy
+#   make lint         ruff, mypy and the order of imports
 #   make coverage     the tests again, and which lines they run
 #   make soak         the long tests: killed commands, workers and nodes, thousands of damaged inputs
 #   make wheel-check  build the wheel, install it in an empty environment and run it there
@@ -40,7 +40,7 @@ soak: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m tools.tree
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -9,7 +9,7 @@ from pathlib import Path
 from promptbench.data.cards import Card
 from promptbench.data.contents import contents, frames_note
 from promptbench.data.dataset import Found, read_file
-from promptbench.data.listing import outside_note
+from promptbench.data.folders import outside_note
 from promptbench.data.splits import Item, Splits, normal, read_splits
 from promptbench.errors import UserError
 from promptbench.storage import hash_file, hash_value

@@ -21,16 +21,16 @@ def load(card: Card, folder: Path) -> Found:
         raise UserError(f"{card.name}: there is no split file {source}.")
     splits, fingerprint = read_splits(source.read_bytes(), str(source))
 
-    return Found(splits, _picture, hash_value([fingerprint, "scikit-learn digits, ink on white"]))
+    return Found(splits, _image, hash_value([fingerprint, "scikit-learn digits, ink on white"]))
 
 
 @cache
 def _scans() -> Any:
-    """[1797, 8, 8], 0 (paper) to 16 (ink); read when the first picture is looked at, not to plan a run."""
+    """[1797, 8, 8], 0 (paper) to 16 (ink); read when the first image is looked at, not to plan a run."""
     from sklearn.datasets import load_digits
 
     return load_digits().images
 
 
-def _picture(path: str) -> Image.Image:
+def _image(path: str) -> Image.Image:
     return Image.fromarray((255 - _scans()[int(path)] * (255 / 16)).round().astype(np.uint8))

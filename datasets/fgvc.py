@@ -5,14 +5,14 @@ from pathlib import Path
 
 from promptbench.data.cards import Card
 from promptbench.data.dataset import Found, read_file
-from promptbench.data.listing import read_lines
+from promptbench.data.folders import read_lines
 from promptbench.data.splits import Item
 from promptbench.errors import UserError
 from promptbench.storage import hash_value
 
 
 def load(card: Card, folder: Path) -> Found:
-    """Labels are line numbers of ``variants.txt``; a list's line is a picture's number and its variant."""
+    """Labels are line numbers of ``variants.txt``; a list's line is an image's number and its variant."""
     names = read_lines(folder / "variants.txt", card.name)
     label = {name: number for number, name in enumerate(names)}
     splits = {}

@@ -1,10 +1,10 @@
-"""Any own images: a folder with one sub-folder per class, or ``train``, ``val``, ``test`` with such.
+"""The user's own images: a folder with one sub-folder per class, or ``train``, ``val``, ``test`` with such.
 
 Images in deeper folders are of the class whose folder they lie under. A folder called ``train`` that holds
 images directly is a class; one that holds sub-folders only is a split (``training``, ``valid``,
 ``validation`` and ``testing`` are understood too). Class names are the folders' names, or from
 ``classnames.txt`` (``<folder> <class name>`` per line). Without splits of its own, 50 % of a class's images
-train, 20 % validate and 30 % test, drawn once and for all by file name, as CoOp cut the datasets that came
+train, 20 % validate and 30 % test, drawn deterministically by file name, as CoOp cut the datasets that came
 without a split.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from promptbench.data.cards import Card
 from promptbench.data.contents import contents, frames_note
 from promptbench.data.dataset import Found, read_file
-from promptbench.data.listing import Tree, list_tree, note, outside_note
+from promptbench.data.folders import Tree, list_tree, note, outside_note
 from promptbench.data.splits import Item
 from promptbench.datasets.imagenet import read_classnames
 from promptbench.errors import UserError
@@ -41,7 +41,7 @@ def load(card: Card, folder: Path) -> Found:
         empty = [split for split in listed if not listed[split].get(name) and split != "val"]
         if empty:
             raise UserError(
-                f"{card.name}: the folder {str(root / own.get(empty[0], '') / name)!r} holds no pictures; "
+                f"{card.name}: the folder {str(root / own.get(empty[0], '') / name)!r} holds no images; "
                 "add some, or remove the class."
             )
     path = root / "classnames.txt"
@@ -72,7 +72,7 @@ def load(card: Card, folder: Path) -> Found:
 def _own_splits(root: Path, tree: Tree) -> dict[str, str]:
     """The folders that are splits, by split; none if the folders of ``root`` are classes.
 
-    Raises UserError where that cannot be told, or train or test is missing.
+    Raises UserError if this is ambiguous, or if train or test is missing.
     """
     top = [folder for folder in tree.images if folder and "/" not in folder]
     deep = {folder.partition("/")[0] for folder in tree.images if "/" in folder}
@@ -95,7 +95,9 @@ def _own_splits(root: Path, tree: Tree) -> dict[str, str]:
         raise UserError(f"{root} has {capital[0]!r}; call it {capital[0].lower()!r} if it is a split.")
     own = {SPLITS[name]: name for name in sorted(found, key=lambda name: ORDER.index(SPLITS[name]))}
     if len(own) < len(found):
-        raise UserError(f"{root} has {' and '.join(found)}, of which two are one split; keep one of them.")
+        raise UserError(
+            f"{root} has {' and '.join(found)}, two of which name the same split; keep one of them."
+        )
     if not {"train", "test"} <= own.keys():
         raise UserError(
             f"{root} has {' and '.join(found)} but needs train and test (val may be missing); a class of "
@@ -122,14 +124,14 @@ def _classes(tree: Tree, within: str) -> dict[str, list[str]]:
 
 
 def _left_out(tree: Tree, own: dict[str, str]) -> list[str]:
-    """What is no part of the dataset although it lies in its folder."""
+    """Notes on files in the dataset's folder that are not part of the dataset."""
     used = set(own.values())
     beside = [folder for folder in tree.images if folder and folder.partition("/")[0] not in used and used]
     images = [*tree.images[""], *(f"{folder}/{one}" for folder in beside for one in tree.images[folder])]
     others = [path for path in tree.others if "/" in path and path.partition("/")[0] not in {*beside}]
     return [
-        *note("left out, since they lie in no class's folder", images),
-        *note("left out, since they are no images of a kind that is read", others),
+        *note("left out, since they are in no class folder", images),
+        *note("left out, since their format is not read", others),
     ]
 
 

@@ -1,4 +1,4 @@
-"""ImageNet and its variants: folders of pictures, class names from ``classnames.txt``.
+"""ImageNet and its variants: folders of images, class names from ``classnames.txt``.
 
 ``options.layout`` of the card: ``train-val`` (ImageNet itself: ``train/<wnid>`` and ``val/<wnid>``),
 ``numbers`` (ImageNetV2: folder k is class k) or ``wnids`` (Sketch, A, R: the folders that are there are the
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from promptbench.data.cards import Card
 from promptbench.data.dataset import Found, read_file
-from promptbench.data.listing import list_folders
+from promptbench.data.folders import list_folders
 from promptbench.data.splits import Item
 from promptbench.errors import UserError
 from promptbench.storage import hash_value
@@ -20,10 +20,10 @@ LAYOUTS = ("train-val", "numbers", "wnids")
 
 
 def load(card: Card, folder: Path) -> Found:
-    """ImageNet's val pictures are val and test split; variants have a test split only.
+    """ImageNet's val images are val and test split; variants have a test split only.
 
     File names are sorted: the official code takes them as the file system lists them, so its few-shot
-    sample of ImageNet equals nobody else's. Raises UserError for a missing list or folder.
+    sample of ImageNet differs between machines. Raises UserError for a missing list or folder.
     """
     root, layout = folder / card.images, card.options.get("layout")
     if layout not in LAYOUTS:
@@ -64,7 +64,7 @@ def load(card: Card, folder: Path) -> Found:
             ]
     if layout == "train-val":
         splits["test"] = splits["val"]
-    # Names of files stand for the list: hashing a million pictures' paths one by one takes longer than this.
+    # Names of files stand for the list: hashing a million images' paths one by one takes longer than this.
     fingerprint = hash_value(
         [
             classnames,
@@ -77,12 +77,12 @@ def load(card: Card, folder: Path) -> Found:
 
 def read_classnames(path: Path, dataset: str, folders: Sequence[str] = ()) -> dict[str, str]:
     """``<wnid> <class name>`` per line, in file order. With ``folders``, a line's folder is the longest of
-    them that it begins with, so that names of folders may hold blanks. Raises UserError if it is not that.
+    them that it begins with, so that names of folders may contain spaces. Raises UserError if it is not that.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{dataset}: {path} is not UTF-8 text; save it as that.") from None
+        raise UserError(f"{dataset}: {path} is not UTF-8 text; save it as UTF-8.") from None
     except OSError:
         raise UserError(
             f"{dataset}: expected the list of class names at {path}; get it from CoOp's DATASETS.md."
@@ -98,7 +98,7 @@ def read_classnames(path: Path, dataset: str, folders: Sequence[str] = ()) -> di
         if folders and text and folder not in folders:
             raise UserError(f"{path}, line {number}: there is no folder {folder!r}; correct the line.")
         if folder in names:
-            raise UserError(f"{path}, line {number}: {folder!r} has a name already; drop one of the lines.")
+            raise UserError(f"{path}, line {number}: {folder!r} has a name already; remove one of the lines.")
         if text:
             names[folder] = name
     return names

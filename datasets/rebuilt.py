@@ -1,7 +1,7 @@
-"""Splits of one's own for datasets whose published split file is missing: non-standard, and labelled so.
+"""New splits for datasets whose published split file is missing, labelled as non-standard.
 
-The rules by which CoOp made its files (KaiyangZhou/CoOp: datasets/*.py), but with a shuffle that is the
-same everywhere; the published shuffle cannot be had again. ``options.rebuild`` of the card names the rule.
+The rules are those of CoOp's files (KaiyangZhou/CoOp: datasets/*.py), with a shuffle that is the same on
+every machine; the published shuffle cannot be reproduced. ``options.rebuild`` of the card names the rule.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from promptbench.data.cards import Card
 from promptbench.data.dataset import Found, read_file
-from promptbench.data.listing import list_folders, read_lines
+from promptbench.data.folders import list_folders, read_lines
 from promptbench.data.splits import Item
 from promptbench.datasets.folders import cut
 from promptbench.errors import UserError
@@ -37,7 +37,7 @@ def load(card: Card, folder: Path) -> Found:
     """Train, val and test by the card's rule. Raises UserError if what the rule reads is missing."""
     rule = RULES.get(card.options.get("rebuild", ""))
     if rule is None:
-        raise UserError(f"{card.name}: no split of one's own can be made; get {folder / card.source}.")
+        raise UserError(f"{card.name}: there is no rule to make a new split; get {folder / card.source}.")
     try:
         train, test = rule(folder, card)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -45,7 +45,7 @@ def load(card: Card, folder: Path) -> Found:
             f"{card.name}: cannot make a split from the lists in {folder} ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); restore them."
         ) from None
-    # 50/20/30 of all pictures where there is no official test list, else a fifth of train for val
+    # 50/20/30 of all images where there is no official test list, else a fifth of train for val
     shares = (0.5, 0.2) if test is None else (0.8, 0.2)
     splits: dict[str, list[Item]] = {"train": [], "val": [], "test": list(test or [])}
     for label in sorted({item.label for item in train}):
@@ -56,8 +56,8 @@ def load(card: Card, folder: Path) -> Found:
         for split, items in parts.items():
             splits[split] += items
     note = "non-standard split: made here, the published split file was missing"
-    pictures = partial(read_file, folder / card.images)
-    return Found(splits, pictures, hash_value([note, splits]), None, note, official=True)
+    images = partial(read_file, folder / card.images)
+    return Found(splits, images, hash_value([note, splits]), None, note, official=True)
 
 
 Lists = tuple[list[Item], list[Item] | None]
@@ -75,8 +75,8 @@ def _pets(folder: Path, card: Card) -> Lists:
     def read(name: str) -> list[Item]:
         items = []
         for line in read_lines(folder / "annotations" / name, card.name):
-            picture, number = line.split()[:2]
-            items.append(Item(f"{picture}.jpg", int(number) - 1, picture.rpartition("_")[0].lower()))
+            image, number = line.split()[:2]
+            items.append(Item(f"{image}.jpg", int(number) - 1, image.rpartition("_")[0].lower()))
         return items
 
     return read("trainval.txt"), read("test.txt")
@@ -145,7 +145,8 @@ def _ucf(folder: Path, card: Card) -> Lists:
 def _matlab(path: Path, key: str) -> Sequence[Any]:
     from scipy.io import loadmat
 
-    return loadmat(path, squeeze_me=True)[key]
+    found: Sequence[Any] = loadmat(path, squeeze_me=True)[key]
+    return found
 
 
 RULES: dict[str, Callable[[Path, Card], Lists]] = {

@@ -10,16 +10,16 @@ from promptbench.errors import UserError
 
 
 def load(card: Card, folder: Path) -> Found:
-    """The published splits, in file order; pictures under ``folder / card.images``.
+    """The published splits, in file order; images under ``folder / card.images``.
 
-    The pictures are not looked for here: `promptbench data check` does that.
-    Raises UserError without the split file: a split of one's own matches no published number.
+    Whether the images exist is checked by `promptbench data check` only.
+    Raises UserError without the split file: another split would not match published numbers.
     """
     path = folder / card.source
     if not path.is_file():
         raise UserError(
             f"{card.name}: the published split file is missing; expected {path}. Get it from CoOp's "
-            "DATASETS.md, or add --allow-nonstandard-split for a split of your own, labelled so."
+            "DATASETS.md, or add --allow-nonstandard-split to make a new split that is labelled so."
         )
     splits, fingerprint = read_splits(path.read_bytes(), str(path))
     return Found(splits, partial(read_file, folder / card.images), fingerprint, official=True)

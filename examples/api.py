@@ -35,7 +35,7 @@ best = max(results, key=lambda one: one.evaluations[0].accuracy)
 classifier = pb.load(best.trial.folder(OUT))
 dataset = pb.load_dataset("icons")
 items = dataset.items("test", "base")[:3]
-images = [dataset.picture(item.path) for item in items]
+images = [dataset.image(item.path) for item in items]
 print("logits:", tuple(classifier(images).shape))
 for item, name, row in zip(items, classifier.predict(images), classifier.probabilities(images), strict=True):
     print(f"{item.path}: {name} ({row.max().item():.0%}), is {classifier.classnames[item.label]}")

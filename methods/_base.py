@@ -1,85 +1,32 @@
-"""The base of every method, its settings, and how methods are found.
+"""The base of every method.
 
 A method is one file in ``methods/``: a subclass of `Method` that owns its parameters and its mathematics
 and nothing else (no optimiser, device, precision, data, saving). Its docstring is its card.
 """
 
-import importlib
 import operator
-import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache, lru_cache, reduce
-from importlib import resources
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, uses_words
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
+from promptbench.clip.tokens import TextLayout, template_rows, uses_words
 from promptbench.data.classnames import Classes
-from promptbench.errors import UserError, invalid, unknown
-from promptbench.storage import parse_yaml
-
-# Types of settings: a subclass that gives a field another default keeps its bounds by naming the type.
-Rate = Annotated[float, Field(ge=0)]
-# No count is near a million; a slip of zeros is told before it takes all memory.
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-Positive = Annotated[int, Field(ge=1, le=1_000_000)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Template = Annotated[str, Field(pattern=r"\{\}")]  # {} stands for the class name
-Wording = Annotated[str, Field(pattern=r"^$|\{\}")]  # the same, or nothing
-
-
-class Settings(BaseModel):
-    """What every method can be told about its optimisation; defaults are the field's.
-
-    Sources: Dassl.pytorch dassl/config/defaults.py and the YAML files of CoOp, which every method of the
-    family inherits. Subclasses add their own fields; the paper's values are the defaults.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Rate = 0.002
-    epochs: Count = 0
-    steps: Count = Field(0, description="optimiser steps in all; replaces epochs if not 0")
-    batch_size: Positive = 32
-    drop_last: bool = Field(True, description="leave out a short last batch, unless it is the only one")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
-    weight_decay: float = Field(5e-4, ge=0, description="acts on the prompts although no YAML says so")
-    eps: float = Field(1e-8, gt=0, description="Adam and AdamW only")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam and AdamW only")
-    warmup_epochs: Count = Field(1, description="epochs at warmup_lr before the cosine starts")
-    warmup_lr: Rate = 1e-5
-    schedule: Literal["epoch", "step"] = Field("epoch", description="how often the cosine is stepped")
-    lr_min: Rate = Field(0.0, description="where the cosine ends")
-    gpa_mean: float = Field(0.0, description="epoch that weighs most in Gaussian prompt aggregation")
-    gpa_std: Rate = Field(0.0, description="width of its weights in epochs; 0 = no aggregation")
-    crop_min: float = Field(0.08, gt=0, le=1, description="smallest area of the random crop")
-    logit_scale: Rate = Field(0.0, description="s of the logits; 0 = the backbone's own")
-
-
-class PromptSettings(Settings):
-    """Settings of methods whose text input is ``<context> <class name>.``"""
-
-    n_ctx: Count = Field(4, description="context tokens")
-    ctx_init: str = Field("a photo of a", description="words the context starts from; empty = random")
-
-    @model_validator(mode="after")
-    def _words_fit(self) -> "PromptSettings":
-        if self.ctx_init and len(self.ctx_init.split()) < self.n_ctx <= 4:
-            raise ValueError("ctx_init has fewer words than n_ctx; ctx_init='' starts from random tokens")
-        return self
+from promptbench.errors import UserError
+from promptbench.methods._settings import PromptSettings
+from promptbench.methods._settings import Settings as AnySettings
 
 
 @dataclass
 class Batch:
-    """One step's pictures: ``labels`` [B]; ``images`` [B, 3, H, W] if the method needs them; ``frozen``
+    """One step's images: ``labels`` [B]; ``images`` [B, 3, H, W] if the method needs them; ``frozen``
     [B, e], the frozen tower's features of the same views before normalisation, if it needs those."""
 
     labels: Tensor
@@ -89,12 +36,12 @@ class Batch:
 
 @dataclass
 class Shots:
-    """The few training pictures as frozen features, for what a method fits in closed form or searches.
+    """The few training images as frozen features, for what a method fits in closed form or searches.
 
     ``features(pass)`` [N, e], before normalisation: of the random views of that pass (0, 1, ...), other
     ones than those of the epochs, or of the plain test views for None. ``validation()``: features [M, e]
-    and labels [M] of the few-shot validation pictures; None where a dataset has none of its own
-    (ImageNet's are its test pictures).
+    and labels [M] of the few-shot validation images; None where a dataset has none of its own
+    (ImageNet's are its test images).
     """
 
     labels: Tensor
@@ -114,17 +61,17 @@ class Method(nn.Module):
     ``fallback``: what it does for a class it was not trained on.
     """
 
+    settings: AnySettings  # subclasses name their own type, so that what they read is checked
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[frozenset[str]] = frozenset()
-    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training pictures
+    uses_shots: ClassVar[bool] = True  # False: nothing about it depends on training images
     unfit: ClassVar[Mapping[str, str]] = {}  # benchmarks it is refused in, and why
     fallback: ClassVar[str] = ""
-    formula: ClassVar[str] = "0"
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[AnySettings]] = AnySettings
     published_name: ClassVar[str] = ""  # its name in results/published.csv
 
-    def __init__(self, clip: FrozenCLIP, settings: Any, classes: Classes) -> None:
+    def __init__(self, clip: FrozenCLIP, settings: AnySettings, classes: Classes) -> None:
         """``classes`` is the label space of training; only methods with per-class parameters keep it."""
         super().__init__()
         self.clip = clip
@@ -139,7 +86,7 @@ class Method(nn.Module):
 
     @classmethod
     def parameter_count(cls, settings: Any, shape: Shape, n_classes: int) -> int:
-        """Trainable parameters by the card's formula."""
+        """Trainable parameters by the card's formula; ``settings`` are of the class `Settings`."""
         return 0
 
     @classmethod
@@ -158,7 +105,7 @@ class Method(nn.Module):
 
     @property
     def needs_images(self) -> bool:
-        """Whether the picture goes through this method's own image tower."""
+        """Whether the image goes through this method's own image tower."""
         return "vision" in self.trains
 
     @property
@@ -180,14 +127,21 @@ class Method(nn.Module):
         """Text features of the prompted class names before normalisation: [C, e]."""
         return self.clip.text_features(self.layout(classes), self.prompts_for(classes))
 
+    def template(self, classes: Classes) -> str:
+        """The sentence around a class name where no context is learned: by default the dataset's."""
+        return classes.template
+
     def layout(self, classes: Classes) -> TextLayout:
-        """The text that goes into the tower: by default ``<context> <class name>.``"""
-        return self.clip.prompt_layout(classes, self.settings.ctx_init, self.settings.n_ctx)
+        """The text that enters the tower: ``<context> <class name>.``, or the template without a context."""
+        s = self.settings
+        if isinstance(s, PromptSettings):
+            return self.clip.prompt_layout(classes, s.ctx_init, s.n_ctx)
+        return self.clip.layout(template_rows(classes.names, self.template(classes)))
 
     def text_features(self, classes: Classes) -> Tensor:
-        """Unit-norm text features: [C, e]; frozen ones of the dataset's template if no text is learned."""
+        """Unit-norm text features: [C, e]; the frozen ones of `template` if no text is learned."""
         if "text" not in self.trains:
-            return self.clip.frozen_text(classes, (classes.template,))
+            return self.clip.frozen_text(classes, (self.template(classes),))
         return F.normalize(self.raw_text_features(classes), dim=-1)
 
     def text_for(self, image: Tensor, classes: Classes) -> Tensor:
@@ -272,101 +226,3 @@ def deep_prompts(depth: int, n_ctx: int, width: int) -> nn.ParameterList:
 def trainable_parameters(module: nn.Module) -> int:
     """Scalars with requires_grad."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-@cache
-def methods() -> dict[str, type[Method]]:
-    """Every method by name: each file in ``methods/`` that defines a `Method` subclass is one."""
-    import promptbench.methods as package
-
-    found: dict[str, type[Method]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
-                if value.name in found:
-                    raise RuntimeError(f"two methods are called {value.name!r}: rename one of them")
-                found[value.name] = value
-    return dict(sorted(found.items()))
-
-
-def get_method(name: str) -> type[Method]:
-    """The method called ``name``. Raises UserError with the nearest name."""
-    return get_recipe(name).method
-
-
-@dataclass(frozen=True)
-class Step:
-    """A recipe's place in a table of ablations: the method it is an ablation ``of``, the ``group``, what it
-    is called there, and ``method`` and ``setting`` of its rows in results/published.csv, if there are any."""
-
-    of: str
-    group: str
-    step: str
-    published: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A method, or a published variant of it under a name of its own: ``settings`` go between the paper's and
-    those tuned for a backbone. ``about`` says in a few words what is different."""
-
-    name: str
-    method: type[Method]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    about: str = ""
-    ablation: tuple[Step, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """What tells the variant from the method: empty for the method itself."""
-        return self.name.removeprefix(f"{self.method.name}-") if self.settings else ""
-
-
-@cache
-def recipes() -> dict[str, Recipe]:
-    """Everything that can be run by name: the methods, then the variants of ``methods/recipes.yaml``."""
-    text = resources.files("promptbench.methods").joinpath("recipes.yaml").read_text("utf-8")
-    found = {name: Recipe(name, kind) for name, kind in methods().items()}
-    for name, one in parse_yaml(text).items():
-        about, usual = one.get("about", ""), {"of": one["method"], "step": one.get("about", "")}
-        steps = tuple(Step(**{**usual, **step}) for step in one.get("ablation", ()))
-        found.pop(name, None)  # rows of an ablation are in the order of the file
-        found[name] = Recipe(name, methods()[one["method"]], one.get("settings", {}), about, steps)
-    return found
-
-
-def get_recipe(name: str) -> Recipe:
-    """The method or variant called ``name``. Raises UserError with the nearest name."""
-    if name not in recipes():
-        raise unknown("method", name, recipes(), "See `promptbench ls methods`.")
-    return recipes()[name]
-
-
-def resolve_settings(
-    method: type[Method] | Recipe,
-    benchmark: str,
-    shots: int,
-    dataset: str,
-    tuned: Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Any:
-    """Settings for one trial: the paper's, a recipe's, those ``tuned`` for the backbone, the user's.
-
-    Raises UserError for a key that does not exist or a value that does not fit.
-    """
-    recipe = method if isinstance(method, Recipe) else Recipe(method.name, method)
-    method = recipe.method
-    for key in overrides or {}:
-        if key not in method.Settings.model_fields:
-            raise unknown(f"setting of {method.name}", key, method.Settings.model_fields)
-    chosen = {**recipe.settings, **(tuned or {}), **(overrides or {})}
-    if "epochs" in chosen:  # somebody's epochs win over a paper's steps
-        chosen.setdefault("steps", 0)
-    values = {**method.paper_settings(benchmark, shots, dataset), **chosen}
-    try:
-        return method.Settings(**values)
-    except ValidationError as error:
-        raise invalid(error, f"A setting of {method.name}") from None

@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._settings import Count, Positive, Rate, Settings
 
 
 class CLIPAdapterSettings(Settings):
@@ -38,8 +39,8 @@ class CLIPAdapter(Method):
     paper = "arXiv:2110.04544"
     published_name = "CLIP-Adapter"
     trains = frozenset({"head"})
-    formula = "2 e (e / r)"
     Settings = CLIPAdapterSettings
+    settings: CLIPAdapterSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CLIPAdapterSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

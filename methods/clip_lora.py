@@ -1,5 +1,6 @@
 """CLIP-LoRA: low-rank changes of the attention in both towers."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -8,12 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Template
 from promptbench.methods._templates import PLAIN
 
 
@@ -65,8 +67,8 @@ class CLIPLoRA(Method):
     paper = "arXiv:2405.18541"
     published_name = "CLIP-LoRA"
     trains = frozenset({"text", "vision"})
-    formula = "6 r (L_t d_t + L_v d_v)"
     Settings = CLIPLoRASettings
+    settings: CLIPLoRASettings
 
     def __init__(self, clip: FrozenCLIP, settings: CLIPLoRASettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -106,12 +108,12 @@ class CLIPLoRA(Method):
         if layer not in self.blocks[tower]:
             return {}
         i, params = self.blocks[tower].index(layer), self.settings.params
-        downs = self.A[tower][i].chunk(len(params))  # type: ignore[index]
-        return dict(zip(params, zip(downs, self.B[tower][i], strict=True), strict=True))  # type: ignore[index]
+        downs, ups = (maps.get_parameter(f"{tower}.{i}") for maps in (self.A, self.B))
+        return dict(zip(params, zip(downs.chunk(len(params)), ups, strict=True), strict=True))
 
     @property
     def scale(self) -> float:
-        return self.settings.alpha / self.settings.rank**0.5
+        return float(self.settings.alpha / self.settings.rank**0.5)
 
     def merged(self, tower: str, layer: int) -> dict[str, Tensor]:
         """The maps of a block that change, with the change in them, [out, in] by the map's letter."""
@@ -136,12 +138,12 @@ class CLIPLoRA(Method):
         return torch.cat([self.branch(tower, layer, h, key) for key in "qkv"], dim=-1), None
 
     def prompts(self) -> Prompts:
-        hooks: dict[str, Any] = {}
-        for tower in ("text", "vision"):
-            hooks[f"{tower}_hook"] = partial(self.change, tower)
-            if "o" in self.settings.params:
-                hooks[f"{tower}_out_hook"] = partial(self.branch, tower, key="o")
-        return Prompts(**hooks)
+        text, vision = (partial(self.change, tower) for tower in ("text", "vision"))
+        prompts = Prompts(text_hook=text, vision_hook=vision)
+        if "o" not in self.settings.params:
+            return prompts
+        text_out, vision_out = (partial(self.branch, tower, key="o") for tower in ("text", "vision"))
+        return replace(prompts, text_out_hook=text_out, vision_out_hook=vision_out)
 
-    def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, self.settings.template))
+    def template(self, classes: Classes) -> str:
+        return self.settings.template

@@ -1,14 +1,16 @@
-"""CoCoOp: a context that every picture shifts."""
+"""CoCoOp: a context that every image shifts."""
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class CoCoOpSettings(PromptSettings):
@@ -22,8 +24,8 @@ class CoCoOp(Method):
     """Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022.
 
     Context v_1..v_M from "a photo of a"; every token is shifted by pi(f) = W_2 relu(W_1 f), f the unit-norm
-    image feature. Each picture so has text features of its own: B * C sentences for a batch, run picture
-    by picture, each with its context shared by all classes. Loss = cross-entropy.
+    image feature. Each image so has text features of its own: B * C sentences for a batch, run image
+    by image, each with its context shared by all classes. Loss = cross-entropy.
 
     Trainable parameters: M d_t + (e h + h) + (h d_t + d_t), h = e // 16   (ViT-B/16, M = 4: 35,360;
     the paper leaves out the biases: 34,816).
@@ -36,8 +38,8 @@ class CoCoOp(Method):
     paper = "arXiv:2203.05557"
     published_name = "CoCoOp"
     trains = frozenset({"text"})
-    formula = "M d_t + (e h + h) + (h d_t + d_t), h = e // 16"
     Settings = CoCoOpSettings
+    settings: CoCoOpSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CoCoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -54,7 +56,7 @@ class CoCoOp(Method):
         return settings.n_ctx * shape.text_width + meta_net
 
     def prompts(self) -> Prompts:
-        """The context before any picture shifts it."""
+        """The context before any image shifts it."""
         return Prompts(text=[self.ctx])
 
     def text_for(self, image: Tensor, classes: Classes) -> Tensor:
@@ -63,7 +65,7 @@ class CoCoOp(Method):
         return torch.stack([self.clip.text_features(layout, Prompts(text=[self.ctx + one])) for one in shift])
 
     def classifier(self, classes: Classes) -> Classes:
-        """The classes themselves: their features depend on the picture."""
+        """The classes themselves: their features depend on the image."""
         return classes
 
     def logits(self, batch: Batch, classifier: Classes) -> Tensor:

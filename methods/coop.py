@@ -6,11 +6,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout, uses_words
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class CoOpSettings(PromptSettings):
@@ -53,8 +55,8 @@ class CoOp(Method):
     paper = "arXiv:2109.01134"
     published_name = "CoOp"
     trains = frozenset({"text"})
-    formula = "M * d_t"
     Settings = CoOpSettings
+    settings: CoOpSettings
 
     def __init__(self, clip: FrozenCLIP, settings: CoOpSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

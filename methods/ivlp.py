@@ -5,10 +5,12 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class IVLPSettings(PromptSettings):
@@ -42,8 +44,8 @@ class IVLP(Method):
     paper = "arXiv:2210.03117"
     published_name = "IVLP"
     trains = frozenset({"text", "vision"})
-    formula = "J_t n_t d_t + J_v n_v d_v"
     Settings = IVLPSettings
+    settings: IVLPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: IVLPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

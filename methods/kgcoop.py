@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Positive, Rate, Wording
+from promptbench.methods._base import Batch
 from promptbench.methods._losses import cosine_distance
+from promptbench.methods._settings import Count, Positive, Rate, Wording
 from promptbench.methods.coop import CoOp, CoOpSettings
 
 
@@ -36,6 +37,7 @@ class KgCoOp(CoOp):
     paper = "arXiv:2303.13283"
     published_name = "KgCoOp"
     Settings = KgCoOpSettings
+    settings: KgCoOpSettings
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

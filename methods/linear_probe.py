@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Settings, Shots, trained_rows
+from promptbench.methods._base import Batch, Method, Shots, trained_rows
+from promptbench.methods._settings import Count, Settings
 
 GRID = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 STEPS = 8
@@ -29,13 +30,13 @@ class LinearProbe(Method):
     section 3.2.
 
     Multinomial logistic regression with an L2 penalty on frozen image features, not normalised, of the
-    plain pictures; L-BFGS, at most 1000 iterations. C is chosen by accuracy on the few-shot validation
-    pictures (KaiyangZhou/CoOp: lpclip): seven powers of ten, then eight bisection steps around the best.
-    Where a dataset has no validation pictures of its own (ImageNet), C = 0.316 as in CLIP's own example.
+    plain images; L-BFGS, at most 1000 iterations. C is chosen by accuracy on the few-shot validation
+    images (KaiyangZhou/CoOp: lpclip): seven powers of ten, then eight bisection steps around the best.
+    Where a dataset has no validation images of its own (ImageNet), C = 0.316 as in CLIP's own example.
 
     Trainable parameters: (e + 1) C   (ViT-B/16, 100 classes: 51,300).
 
-    The official script runs ResNet-50 and draws its own pictures; here it is any backbone and the field's
+    The official script runs ResNet-50 and draws its own images; here it is any backbone and the field's
     draw. A label space with a class that was not trained on is classified zero-shot.
     """
 
@@ -43,10 +44,10 @@ class LinearProbe(Method):
     paper = "arXiv:2103.00020"
     published_name = "Linear probe CLIP"
     trains = frozenset({"head"})
-    formula = "(e + 1) C"
     unfit = {"crossdataset": "it has no weights for the classes of other datasets"}
     fallback = "zero-shot where a class was not trained on"
     Settings = LinearProbeSettings
+    settings: LinearProbeSettings
 
     def __init__(self, clip: FrozenCLIP, settings: LinearProbeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -5,10 +5,12 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class M2PTSettings(PromptSettings):
@@ -39,8 +41,8 @@ class M2PT(Method):
     name = "m2pt"
     paper = "arXiv:2409.15657"
     trains = frozenset({"text", "vision"})
-    formula = "J P (d_v + d_t) + d_v d_t + d_t"
     Settings = M2PTSettings
+    settings: M2PTSettings
 
     def __init__(self, clip: FrozenCLIP, settings: M2PTSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -6,10 +6,12 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, PromptSettings, Rate, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 
 
 class MaPLeSettings(PromptSettings):
@@ -40,8 +42,8 @@ class MaPLe(Method):
     paper = "arXiv:2210.03117"
     published_name = "MaPLe"
     trains = frozenset({"text", "vision"})
-    formula = "J n d_t + J (d_t d_v + d_v)"
     Settings = MaPLeSettings
+    settings: MaPLeSettings
 
     def __init__(self, clip: FrozenCLIP, settings: MaPLeSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

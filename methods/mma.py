@@ -8,12 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Template
 from promptbench.methods._templates import PLAIN
 
 
@@ -67,8 +68,8 @@ class MMA(Method):
     paper = "CVPR 2024"
     published_name = "MMA"
     trains = frozenset({"text", "vision"})
-    formula = "n (2 d_t h + d_t + 2 d_v h + d_v + h h + 3 h), n = L + 1 - first_layer"
     Settings = MMASettings
+    settings: MMASettings
 
     def __init__(self, clip: FrozenCLIP, settings: MMASettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -107,13 +108,12 @@ class MMA(Method):
         if layer not in self.layers:
             return None, None
         i, scale = layer - self.layers[0], self.settings.scale
-        x = _Scale.apply(h, 1.0, scale)
-        x = F.relu(self.shared[i](F.relu(self.down[tower][i](x))))  # type: ignore[index]
-        return None, _Scale.apply(self.up[tower][i](x), scale, 1.0)  # type: ignore[index]
+        down, up = (maps.get_submodule(f"{tower}.{i}") for maps in (self.down, self.up))
+        x = F.relu(self.shared[i](F.relu(down(_Scale.apply(h, 1.0, scale)))))
+        return None, _Scale.apply(up(x), scale, 1.0)
 
     def prompts(self) -> Prompts:
-        hooks = {f"{tower}_hook": partial(self.beside, tower) for tower in ("text", "vision")}
-        return Prompts(**hooks)  # type: ignore[arg-type]
+        return Prompts(text_hook=partial(self.beside, "text"), vision_hook=partial(self.beside, "vision"))
 
-    def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, self.settings.template))
+    def template(self, classes: Classes) -> str:
+        return self.settings.template

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import uses_words
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import self_regulation
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate
 from promptbench.methods._templates import GENERIC_60
 
 
@@ -69,8 +71,8 @@ class MMLoP(Method):
     paper = "arXiv:2602.21397"
     published_name = "MMLoP"
     trains = frozenset({"text", "vision"})
-    formula = "J (T r + r d_t + r d_v)"
     Settings = MMLoPSettings
+    settings: MMLoPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: MMLoPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

@@ -8,12 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Count, Method, Positive, Rate, Settings, Wording
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import cosine_distance
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Wording
 
 #: Weight of the distance to frozen CLIP, chosen per dataset by the authors.
 REGULARISATION = {
@@ -22,6 +23,7 @@ REGULARISATION = {
     **{"stanford_cars": 7.0, "food101": 5.0, "oxford_flowers": 4.0, "ucf101": 3.0},
     **{"oxford_pets": 0.2, "eurosat": 0.01},
 }
+Classifier = tuple[Tensor, Prompts, bool]
 
 
 class MMRLSettings(Settings):
@@ -44,6 +46,11 @@ class MMRLSettings(Settings):
         above = range(self.first_layer, min(shape.text_layers, shape.vision_layers) + 1)
         return sorted({layer - 1 for layer in self.layers or above})
 
+    def parameters(self, shape: Shape) -> int:
+        """Trainable parameters by the card's formula."""
+        maps = len(self.blocks(shape)) * (self.width + 1) * (shape.text_width + shape.vision_width)
+        return self.tokens * self.width + maps + shape.vision_width * shape.embed_dim
+
 
 class MMRL(Method):
     """Guo and Gu, MMRL: Multi-Modal Representation Learning for Vision-Language Models, CVPR 2025.
@@ -58,7 +65,7 @@ class MMRL(Method):
     Trainable parameters: K d_r + n (d_r d_t + d_t) + n (d_r d_v + d_v) + d_v e, n = L + 1 - first_layer
     (ViT-B/16: 4,992,256).
 
-    Settings (yunncheng/MMRL: trainers/mmrl.py, configs): AdamW 0.001, crops of at least half the picture,
+    Settings (yunncheng/MMRL: trainers/mmrl.py, configs): AdamW 0.001, crops of at least half the image,
     text from the dataset's template; l per dataset (others: 1, in fewshot 0.5). base2novel batch 4, 10
     epochs; fewshot batch 32, 50 epochs; ImageNet batch 32, 5 epochs; EuroSAT d_r = 2048; crossdataset and
     domain batch 32, one epoch without warm-up, l = 0.2, d_r = 512. The maps of a tower start as copies of
@@ -69,8 +76,8 @@ class MMRL(Method):
     paper = "arXiv:2503.08497"
     published_name = "MMRL"
     trains = frozenset({"text", "vision"})
-    formula = "K d_r + n (d_r d_t + d_t + d_r d_v + d_v) + d_v e, n = L + 1 - first_layer"
     Settings = MMRLSettings
+    settings: MMRLSettings
 
     def __init__(self, clip: FrozenCLIP, settings: MMRLSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -80,10 +87,10 @@ class MMRL(Method):
 
     def build(self) -> None:
         """The maps from the tokens into the towers and from the vision tokens to a feature."""
-        shape, width, n = self.clip.shape, self.settings.width, len(self.blocks)
+        shape, width = self.clip.shape, self.settings.width
         to_text, to_vision = nn.Linear(width, shape.text_width), nn.Linear(width, shape.vision_width)
-        self.to_text = nn.ModuleList(deepcopy(to_text) for _ in range(n))
-        self.to_vision = nn.ModuleList(deepcopy(to_vision) for _ in range(n))
+        self.to_text = nn.ModuleList(deepcopy(to_text) for _ in self.blocks)
+        self.to_vision = nn.ModuleList(deepcopy(to_vision) for _ in self.blocks)
         start = torch.empty(shape.vision_width, shape.embed_dim).normal_(std=shape.vision_width**-0.5)
         self.projection = nn.Parameter(start)
 
@@ -91,19 +98,16 @@ class MMRL(Method):
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:
         if benchmark in ("crossdataset", "domain"):
             return {"batch_size": 32, "epochs": 1, "warmup_epochs": 0, "weight": 0.2}
-        other = 0.5 if benchmark == "fewshot" else 1.0
-        found: dict[str, Any] = {"weight": REGULARISATION.get(dataset, other)}
-        if dataset == "eurosat":
-            found["width"] = 2048
-        if benchmark == "fewshot":
-            found |= {"batch_size": 32, "epochs": 50}
-        return found | ({"batch_size": 32, "epochs": 5} if dataset == "imagenet" else {})
+        few = benchmark == "fewshot"
+        found: dict[str, Any] = {"weight": REGULARISATION.get(dataset, 0.5 if few else 1.0)}
+        if dataset == "imagenet":
+            return found | {"batch_size": 32, "epochs": 5}
+        found |= {"width": 2048} if dataset == "eurosat" else {}
+        return found | ({"batch_size": 32, "epochs": 50} if few else {})
 
     @classmethod
     def parameter_count(cls, settings: MMRLSettings, shape: Shape, n_classes: int) -> int:
-        width, maps = settings.width, len(settings.blocks(shape))
-        maps *= (width + 1) * (shape.text_width + shape.vision_width)
-        return settings.tokens * width + maps + shape.vision_width * shape.embed_dim
+        return settings.parameters(shape)
 
     @property
     def needs_frozen(self) -> bool:
@@ -118,9 +122,6 @@ class MMRL(Method):
         chosen = [dict(zip(self.blocks, self.tokens_of(t), strict=True)) for t in ("text", "vision")]
         text, vision = ([one.get(i) for i in range(max(one) + 1)] for one in chosen)
         return Prompts(text, vision, ln_pre=False)
-
-    def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, classes.template))
 
     def anchors(self, classes: Classes) -> Tensor:
         """Unit-norm frozen text features g: [C, e]."""
@@ -139,16 +140,16 @@ class MMRL(Method):
         """[d_v, e], for the mean representation token."""
         return self.projection
 
-    def classifier(self, classes: Classes) -> Any:
-        """Text features, tokens, and whether these may speak, as they do on the classes of training."""
+    def classifier(self, classes: Classes) -> Classifier:
+        """Text features, tokens, and whether the tokens take part, as they do on the classes of training."""
         return self.text_features(classes), self.prompts_for(classes), classes == self.classes
 
-    def branches(self, batch: Batch, classifier: Any) -> tuple[Tensor, Tensor]:
+    def branches(self, batch: Batch, classifier: Classifier) -> tuple[Tensor, Tensor]:
         """Logits of the class token and of the representation tokens: [B, C] each."""
         plain, tokens = (F.normalize(one, dim=-1) for one in self.both_features(batch, classifier[1]))
         return self.scores(plain, classifier[0]), self.scores(tokens, classifier[0])
 
-    def logits(self, batch: Batch, classifier: Any) -> Tensor:
+    def logits(self, batch: Batch, classifier: Classifier) -> Tensor:
         (plain, tokens), share = self.branches(batch, classifier), self.settings.share
         return share * plain + (1 - share) * tokens if classifier[2] else plain
 

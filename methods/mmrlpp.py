@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptbench.clip.frozen_clip import Prompts
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Positive
+from promptbench.methods._settings import Positive
 from promptbench.methods.mmrl import MMRL, MMRLSettings
 
 #: Weight of the distance to frozen CLIP and share of new tokens, per dataset that is trained on.
@@ -46,6 +46,12 @@ class MMRLPPSettings(MMRLSettings):
     mix: Mix = Field(0.9, description="b: share of new tokens above the first block")
     target_mix: dict[str, Mix] = Field({}, description="b in testing, by dataset; others have mix")
 
+    def parameters(self, shape: Shape) -> int:
+        both = shape.text_width + shape.vision_width
+        maps = self.width * both + len(self.blocks(shape)) * (self.rank * (2 * self.width + both) + both)
+        projection = self.projection_rank * (shape.vision_width + shape.embed_dim)
+        return self.tokens * self.width + maps + projection
+
 
 class MMRLPP(MMRL):
     """Guo and Gu, MMRL++: Parameter-Efficient and Interaction-Aware Representation Learning for
@@ -69,8 +75,8 @@ class MMRLPP(MMRL):
     name = "mmrlpp"
     paper = "arXiv:2505.10088"
     published_name = "MMRL++"
-    formula = "K d_r + d_r (d_t + d_v) + n (r (2 d_r + d_t + d_v) + d_t + d_v) + 64 (d_v + e)"
     Settings = MMRLPPSettings
+    settings: MMRLPPSettings
 
     def build(self) -> None:
         s, shape, n = self.settings, self.clip.shape, len(self.blocks)
@@ -93,12 +99,6 @@ class MMRLPP(MMRL):
         if benchmark == "fewshot":
             found |= {"lr": 0.001} if dataset == "imagenet" else {"lr": 0.002, "epochs": 100}
         return found
-
-    @classmethod
-    def parameter_count(cls, settings: MMRLPPSettings, shape: Shape, n_classes: int) -> int:
-        s, both = settings, shape.text_width + shape.vision_width
-        maps = s.width * both + len(s.blocks(shape)) * (s.rank * (2 * s.width + both) + both)
-        return s.tokens * s.width + maps + s.projection_rank * (shape.vision_width + shape.embed_dim)
 
     def tokens_of(self, tower: str) -> list[Tensor]:
         common = self.tokens @ self.shared[tower].T

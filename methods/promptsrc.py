@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Rate
+from promptbench.methods._base import Batch
 from promptbench.methods._losses import self_regulation
+from promptbench.methods._settings import Rate
 from promptbench.methods._templates import GENERIC_60
 from promptbench.methods.ivlp import IVLP, IVLPSettings
 
@@ -43,6 +44,7 @@ class PromptSRC(IVLP):
     paper = "arXiv:2307.06948"
     published_name = "PromptSRC"
     Settings = PromptSRCSettings
+    settings: PromptSRCSettings
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, Template, trained_index
+from promptbench.methods._base import Method, trained_index
+from promptbench.methods._settings import Count, Positive, Rate, Settings, Template
 from promptbench.methods._templates import IMAGENET, PLAIN, SELECT_7
 
 
@@ -42,10 +43,10 @@ class TaskRes(Method):
     paper = "arXiv:2211.10277"
     published_name = "TaskRes"
     trains = frozenset({"head"})
-    formula = "C e"
     unfit = {"crossdataset": "it has no residuals for the classes of other datasets"}
     fallback = "no residual, so zero-shot text, for classes it was not trained on"
     Settings = TaskResSettings
+    settings: TaskResSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TaskResSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)

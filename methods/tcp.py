@@ -7,13 +7,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import TextLayout
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Count, Method, Positive, PromptSettings, Rate, Wording
+from promptbench.methods._base import Batch, Method
 from promptbench.methods._losses import cosine_distance
+from promptbench.methods._settings import Count, Positive, PromptSettings, Rate, Wording
 
 TOKENS = 4  # class-aware tokens, however long the context is
 # What follows the context, where it is not the end of the dataset's template; and the anchors' wording.
@@ -63,8 +65,8 @@ class TCP(Method):
     paper = "arXiv:2311.18231"
     published_name = "TCP"
     trains = frozenset({"text"})
-    formula = "M d_t + (e h + h) + (4 h d_t + 4 d_t)"
     Settings = TCPSettings
+    settings: TCPSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TCPSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -105,8 +107,8 @@ class TCP(Method):
     def class_tokens(self, classes: Classes) -> Tensor:
         """The class-aware tokens: [C, 4, d_t]."""
         hidden = self.down(self.anchors(classes))
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
-        return self.up(hidden).unflatten(-1, (TOKENS, -1))
+        tokens: Tensor = self.up(hidden * torch.sigmoid(1.702 * hidden))
+        return tokens.view(len(tokens), TOKENS, -1)
 
     def raw_text_features(self, classes: Classes) -> Tensor:
         between = [None] * (self.settings.layer - 1)

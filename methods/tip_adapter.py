@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Positive, Settings, Shots, Template, trained_index
+from promptbench.methods._base import Batch, Method, Shots, trained_index
+from promptbench.methods._settings import Positive, Settings, Template
 from promptbench.methods._templates import IMAGENET, SELECT_7
 
 # Per dataset: largest beta and alpha of the search, alpha to start from.
@@ -34,7 +35,7 @@ class TipAdapterSettings(Settings):
     crop_min: float = Field(0.5, gt=0, le=1, description="smallest area of the random crop")
     drop_last: bool = Field(False, description="leave out a short last batch; the official loader does not")
     templates: tuple[Template, ...] = Field((), description="of the text features; empty = the dataset's")
-    shots: Positive = Field(16, description="K: pictures of a class in the cache; that of the trial")
+    shots: Positive = Field(16, description="K: images of a class in the cache; that of the trial")
     passes: Positive = Field(10, description="augmented views that a key is the mean of")
     alpha: float = Field(2.0, ge=0, description="weight of the cache before the search")
     beta: float = Field(1.0, ge=0, description="sharpness of the cache before the search")
@@ -48,9 +49,9 @@ class TipAdapter(Method):
     """Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022.
 
     logits = s * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [label of i is c]; the key k_i of a
-    training picture is the mean of its image features over 10 augmented views, normalised; these views are
+    training image is the mean of its image features over 10 augmented views, normalised; these views are
     drawn apart from those of training epochs. alpha and beta
-    are searched (20 and 200 values) on the few-shot validation pictures; without any, they stay as they
+    are searched (20 and 200 values) on the few-shot validation images; without any, they stay as they
     start.
 
     Trainable parameters: 0; the cache holds C K e numbers. A class that was not trained on has no entry:
@@ -59,7 +60,7 @@ class TipAdapter(Method):
     Text: the dataset's template, for ImageNet the seven "select" ones. The ends of the search and the start
     of alpha are the authors', per dataset; 12, 10 and 2 elsewhere are ours. The official code
     (gaopengcuhk/Tip-Adapter: main.py) searches on the whole validation split, for
-    ImageNet on the test pictures; here on min(K, 4) pictures of a class, for ImageNet not at all. Its s is
+    ImageNet on the test images; here on min(K, 4) images of a class, for ImageNet not at all. Its s is
     the constant 100 (``--set logit_scale=100``), ours the backbone's own.
     """
 
@@ -69,7 +70,8 @@ class TipAdapter(Method):
     unfit = {"crossdataset": "its cache has no entries for the classes of other datasets"}
     fallback = "no cache entries, so zero-shot, for classes it was not trained on"
     Settings = TipAdapterSettings
-    keys: Any  # [C K, e]
+    settings: TipAdapterSettings
+    keys: Tensor  # [C K, e]
     labels: Tensor  # [C K]
     weights: Tensor  # alpha, beta
 
@@ -92,7 +94,7 @@ class TipAdapter(Method):
         if len(shots.labels) != len(self.labels):
             raise UserError(
                 f"{self.name}: its cache is for {self.settings.shots} shots, but there are "
-                f"{len(shots.labels)} pictures of {len(shots.classes)} classes; leave out --set shots=..."
+                f"{len(shots.labels)} images of {len(shots.classes)} classes; leave out --set shots=..."
             )
         views = torch.stack([shots.features(number) for number in range(self.settings.passes)])
         self.keys.data.copy_(F.normalize(views.mean(dim=0), dim=-1))
@@ -138,6 +140,6 @@ class TipAdapter(Method):
 
     def logits(self, batch: Batch, classifier: tuple[Tensor, Tensor]) -> Tensor:
         text, values = classifier
-        image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype)
+        image, (alpha, beta) = self.image_features(batch), self.weights.to(self.keys.dtype).unbind()
         with torch.autocast(image.device.type, enabled=False):  # as the search, and as every logit
             return self.scores(image, text) + alpha * (-beta * (1 - image @ self.keys.T)).exp() @ values

@@ -3,12 +3,12 @@
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from promptbench.clip.backbones import Shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import Shape
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Positive, Rate
+from promptbench.methods._settings import Count, Positive, Rate
 from promptbench.methods.tip_adapter import TipAdapter, TipAdapterSettings
 
 
@@ -33,21 +33,22 @@ class TipAdapterF(TipAdapter):
 
     Settings (gaopengcuhk/Tip-Adapter: main.py): AdamW 0.001, eps 1e-4, decay 0.01, cosine over all steps,
     batch 256 with the short last one of an epoch, 20 epochs (EuroSAT 100), crops of at least half the
-    picture. The official figure is the best
-    epoch on the *test* pictures, or the searched one if better; here it is the last epoch, searched on
-    the few-shot validation pictures.
+    image. The official figure is the best
+    epoch on the *test* images, or the searched one if better; here it is the last epoch, searched on
+    the few-shot validation images.
     """
 
     name = "tip_adapter_f"
     published_name = "Tip-Adapter-F"
     trains = frozenset({"head"})
-    formula = "C K e"
     Settings = TipAdapterFSettings
+    settings: TipAdapterFSettings
 
     def __init__(self, clip: FrozenCLIP, settings: TipAdapterFSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
-        keys: Tensor = self._buffers.pop("keys")
-        self.keys = nn.Parameter(keys)
+        start = self.keys
+        del self.keys
+        self.keys = nn.Parameter(start)
 
     @classmethod
     def paper_settings(cls, benchmark: str, shots: int, dataset: str) -> dict[str, Any]:

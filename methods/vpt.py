@@ -1,13 +1,13 @@
 """VPT: prompts in the vision tower only, shallow or deep."""
 
 from pydantic import Field
-from torch import Tensor
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
-from promptbench.clip.tokens import TextLayout, template_rows
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Count, Method, Positive, Rate, Settings, deep_prompts
+from promptbench.methods._base import Method, deep_prompts
+from promptbench.methods._settings import Count, Positive, Rate, Settings
 from promptbench.methods._templates import PLAIN
 
 
@@ -39,8 +39,8 @@ class VPT(Method):
     paper = "arXiv:2203.12119"
     published_name = "Deep vision prompting (VPT)"
     trains = frozenset({"vision"})
-    formula = "J n_v d_v"
     Settings = VPTSettings
+    settings: VPTSettings
 
     def __init__(self, clip: FrozenCLIP, settings: VPTSettings, classes: Classes) -> None:
         super().__init__(clip, settings, classes)
@@ -53,8 +53,5 @@ class VPT(Method):
     def prompts(self) -> Prompts:
         return Prompts(vision=list(self.vision))
 
-    def layout(self, classes: Classes) -> TextLayout:
-        return self.clip.layout(template_rows(classes.names, PLAIN))
-
-    def text_features(self, classes: Classes) -> Tensor:
-        return self.clip.frozen_text(classes, (PLAIN,))
+    def template(self, classes: Classes) -> str:
+        return PLAIN

@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Method, Settings
+from promptbench.methods._base import Method
+from promptbench.methods._settings import Settings
 from promptbench.methods._templates import SELECT_7
 
 
@@ -30,6 +31,7 @@ class ZeroShot(Method):
     published_name = "CLIP"
     uses_shots = False
     Settings = ZeroShotSettings
+    settings: ZeroShotSettings
 
     def text_features(self, classes: Classes) -> Tensor:
         templates: tuple[str, ...] = (classes.template,)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def list_methods(variants: bool = False) -> list[str]:
     """Names of all methods; with ``variants`` also the named variants, such as ``mmlop-rank2``."""
-    from promptbench.methods._base import methods, recipes
+    from promptbench.methods._registry import methods, recipes
 
     return list(recipes() if variants else methods())
 
@@ -64,7 +64,7 @@ def load_clip(name: str = "pocket", pretrained: str | None = None, device: str |
     Raises UserError for an unknown backbone, and for weights that are missing or do not fit.
     """
     from promptbench.clip.frozen_clip import FrozenCLIP
-    from promptbench.training.environment import default_device
+    from promptbench.training.device import default_device
 
     return FrozenCLIP.load(name, pretrained, default_device(device))
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import open_clip  # noqa: F401  # imported before the forks, which would each import it again
 
-from promptbench import storage as files
-from promptbench.clip.tokens import encode
+from promptbench.clip.tokenizer import encode
 from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import Trial
@@ -60,7 +59,7 @@ def run(trial: Trial, dataset: data.Dataset, out: Path, die_at: int | None) -> i
                     os.kill(os.getpid(), signal.SIGKILL)
                 original(handle)
 
-            setattr(files.os, "fsync", fsync)  # noqa: B010  # only inside this process
+            os.fsync = fsync  # type: ignore[assignment]  # only inside this process
             outcome = execute([trial], {dataset.name: dataset}, out, PlainReporter())
             status = len(outcome.failures)
         finally:

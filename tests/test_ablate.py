@@ -9,8 +9,9 @@ from scipy import stats
 from promptbench.analysis.ablation import Measured, direction, measure, steps_of, tabulate
 from promptbench.analysis.statistics import harmonic_mean
 from promptbench.errors import UserError
-from promptbench.methods._base import get_recipe
-from promptbench.trials.trial import Evaluation, Trial
+from promptbench.methods._registry import get_recipe
+from promptbench.training.counts import Evaluation
+from promptbench.trials.trial import Trial
 from tests.test_cli import arguments, call, records
 from tests.test_compare import make
 

@@ -130,7 +130,7 @@ def test_a_classifier_answers_as_its_record_says(
         classifier = pb.load(folder / "prompts.safetensors", dataset=card)
         assert classifier.classnames == dataset.classes("base").names
         items = dataset.items("test", "base")
-        images = [dataset.picture(item.path) for item in items]
+        images = [dataset.image(item.path) for item in items]
         logits = classifier(images)
         assert logits.shape == (9, 3)
         counts = record.evaluations[0]

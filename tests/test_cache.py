@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from promptbench import storage
 from promptbench.cli.app import app
 from promptbench.clip import cache as cache_module
 from promptbench.clip.cache import FeatureCache
@@ -120,7 +121,7 @@ def test_a_cache_that_is_deleted_at_work(
 ) -> None:
     """At worst the features are computed again."""
     folder = tmp_path / "features"
-    cache, real = FeatureCache(folder, bound=0), cache_module.write_atomic
+    cache, real = FeatureCache(folder, bound=0), storage.write_atomic
 
     def delete() -> None:
         if what == "folder":

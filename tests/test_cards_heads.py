@@ -18,10 +18,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Shots, get_method, resolve_settings
-from promptbench.training.loop import create, fit
+from promptbench.methods._base import Batch, Shots
+from promptbench.methods._registry import get_method, resolve_settings
+from promptbench.training.loop import Training, create, fit
 from tests.plain import tokenize
 
 Array = NDArray[Any]
@@ -490,7 +492,7 @@ def test_tip_adapter_f_cosine_runs_over_all_steps(
         get_method("tip_adapter_f"), "fewshot", 4, "colours", None, {"batch_size": batch_size, "epochs": 2}
     )
     method = create(get_method("tip_adapter_f"), clip, settings, colours.classes(), seed=1)
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), colours.classes(), seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), colours.classes(), seed=1))
     steps = 2 * -(-20 // batch_size)
     assert progress.steps == steps
     last = settings.lr * (1 + np.cos(np.pi * (steps - 1) / steps)) / 2
@@ -630,7 +632,8 @@ def test_tcp(clip: FrozenCLIP, classes: Classes, dataset: str) -> None:
 def test_tcp_at_other_blocks(clip: FrozenCLIP, classes: Classes, layer: int, reference: bool) -> None:
     """Block ``layer`` counted from 0, in both text paths; novel classes get tokens from their own anchors."""
     method = make("tcp", clip, classes, layer=layer, hidden=24)
-    clip.reference = reference
+    if reference:
+        method.clip = ReferenceCLIP(clip)
     g = unit(encode_text(clip, NOVEL.names, NOVEL.template))
     own, context = class_aware_tokens(method, g), array(method.ctx)
     expected = unit(encode_prompts(clip, NOVEL.names, "{}, a type of food.", context, layer, own))

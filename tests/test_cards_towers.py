@@ -18,11 +18,14 @@ from torch import Tensor
 
 from promptbench.clip import weights
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import Batch, Method, get_method, resolve_settings, trainable_parameters
+from promptbench.methods._base import Batch, Method, trainable_parameters
+from promptbench.methods._registry import get_method, resolve_settings
 from promptbench.methods._templates import GENERIC_60
-from promptbench.training.loop import aggregation_weights, create, fit
+from promptbench.training.loop import Training, create, fit
+from promptbench.training.schedule import aggregation_weights
 from tests import plain
 from tests.conftest import close
 
@@ -413,10 +416,10 @@ def doubled(batch: Batch) -> Batch:
     return Batch(batch.labels, batch.images.double())
 
 
-def go(clip: FrozenCLIP, way: str) -> None:
-    """Choose the engine's way through the text tower."""
-    clip.reference = way == "reference"
-    clip.activation_bytes = 0 if way == "recomputed" else 1 << 40
+def go(clip: FrozenCLIP, way: str) -> FrozenCLIP:
+    """The engine's way through the text tower."""
+    clip.memory.bytes = 0 if way == "recomputed" else 1 << 40
+    return ReferenceCLIP(clip) if way == "reference" else clip
 
 
 def same_gradient(found: Tensor | None, expected: Tensor) -> bool:
@@ -449,14 +452,14 @@ def test_method_is_its_card(
     assert min(expected.terms.values()).item() > 1e-3  # a term that is zero here would prove nothing
     gradients = dict(zip(p, torch.autograd.grad(total, list(p.values())), strict=True))
     for way in WAYS:
-        go(clip, way)
-        method = moved(name, clip, settings).eval()
+        here = go(clip, way)
+        method = moved(name, here, settings).eval()
         with torch.no_grad():
             assert batch.images is not None
             assert close(method.text_features(CLASSES), unit(expected.text)), way
             assert close(method.image_features(batch), unit(expected.image)), way
             assert close(method.raw_text_features(CLASSES), expected.text), way
-            assert close(clip.image_features(batch.images, method.prompts()), expected.image), way
+            assert close(here.image_features(batch.images, method.prompts()), expected.image), way
             assert close(method.logits(batch, method.classifier(CLASSES)), expected.logits, 1e-4), way
         if name != "clip_lora":  # whose dropout belongs to training
             method.train()
@@ -524,8 +527,7 @@ def test_lora_masks_survive_recomputation(clip: FrozenCLIP, batch: Batch) -> Non
     """Blocks run again in the backward pass draw the masks of the forward pass."""
     gradients = []
     for way in ("packed", "recomputed"):
-        go(clip, way)
-        method = moved("clip_lora", clip, {}).train()
+        method = moved("clip_lora", go(clip, way), {}).train()
         torch.manual_seed(8)
         method.loss(batch, CLASSES).backward()
         gradients.append([parameter.grad for parameter in method.parameters()])
@@ -545,7 +547,7 @@ def test_lora_takes_all_its_steps(clip: FrozenCLIP, colours: data.Dataset, batch
     settings = {"steps": 9, "batch_size": batch_size, "lr": 2e-4}
     classes = colours.classes()
     method = build("clip_lora", clip, settings, classes)
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), classes, seed=1))
     assert progress.steps == 9
     per_epoch = math.ceil(20 / batch_size)  # a short last batch is a step
     last = [min(per_epoch * (epoch + 1), 9) - 1 for epoch in range(math.ceil(9 / per_epoch))]
@@ -583,7 +585,7 @@ def test_mma_gradient_below_is_the_true_one(
     for one, other in zip(without, expected, strict=True):  # the adapters' part is seen
         assert (one - other).abs().max() > 0.05 * other.abs().max()
     for way in WAYS:
-        go(clip, way)
+        method.clip = go(clip, way)
         found = below(clip.model, batch.images, lambda: method.loss(batch, CLASSES))
         for one, other in zip(found, expected, strict=True):
             assert same_gradient(one, other), way
@@ -633,7 +635,7 @@ def test_mmrlpp_mixes_by_target_in_testing_only(clip: FrozenCLIP, exact: Any, ba
     for dataset, mix in (("far", 0.2), ("near", 0.9)):
         classes = Classes(NAMES, CLASSES.template, dataset)
         for way in ("packed", "reference"):
-            go(clip, way)
+            method.clip = go(clip, way)
             with torch.no_grad():
                 training = method.train().logits(batch, method.classifier(classes))
                 testing = method.eval().logits(batch, method.classifier(classes))

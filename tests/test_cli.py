@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from promptbench import cli
-from promptbench.methods._base import methods
+from promptbench.methods._registry import methods
 
 COMMANDS: list[list[str]] = [
     *([], ["run"], ["sweep"], ["ablate"], ["profile"], ["compare"], ["report"], ["regress"]),
@@ -126,7 +126,7 @@ def test_the_shell_completes_names(words: list[str], expected: set[str]) -> None
 def test_completed_names_are_those_that_can_be_used() -> None:
     from promptbench.cli import names
     from promptbench.clip.weights import backbone_shape
-    from promptbench.methods._base import recipes
+    from promptbench.methods._registry import recipes
 
     assert names.methods() == sorted(recipes())
     assert all(backbone_shape(name).text_layers for name in names.backbones())
@@ -366,7 +366,7 @@ def test_datasets_that_are_no_benchmark(
 
 
 def test_truncated_weights(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from promptbench.clip.weights import pocket_folder
+    from promptbench.clip.backbones import pocket_folder
 
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((pocket_folder() / "pocket.safetensors").read_bytes()[:100_000])
@@ -386,7 +386,7 @@ def test_finished_work_outlives_a_failure(
     both = ["--dataset", str(bad), *arguments(card, out)]
     assert call("run", "zeroshot", "coop", *both) == 2
     shown = capsys.readouterr()
-    assert "images/0/test0.png' of broken cannot be read (no image of a known kind)" in shown.err
+    assert "images/0/test0.png' of broken cannot be read (not an image of a known format)" in shown.err
     assert "(2 trials failed)" in shown.err
     assert "colours" in shown.out
     assert [r["trial"]["dataset"] for r in records(out)] == ["colours", "colours"]

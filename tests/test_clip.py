@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from promptbench.clip import tokens, weights
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.clip.tokens import Position, template_rows
 from promptbench.data.classnames import Classes
 from tests import plain
@@ -52,10 +54,9 @@ def both_paths(
     images = torch.randn(3, 3, clip.shape.image_size, clip.shape.image_size)
     learned: list[Tensor] = [p for p in (*prompts.text, *prompts.vision) if p is not None]
     results = []
-    for reference in (False, True):
-        clip.reference = reference
-        text = clip.text_features(layout, prompts)
-        image = clip.image_features(images, prompts)
+    for one in (clip, ReferenceCLIP(clip)):
+        text = one.text_features(layout, prompts)
+        image = one.image_features(images, prompts)
         weights_ = torch.arange(text.numel()).view_as(text).sin()
         total = (text * weights_).sum() + (image[:, ::2].sum() if prompts.vision else 0)
         results.append((text, image, torch.autograd.grad(total, learned) if learned else []))
@@ -124,11 +125,10 @@ def test_gradients_reach_the_hooks(clip: FrozenCLIP) -> None:
     prompts, _ = shapes_of_prompts(clip)["hooks alone"]
     layout = clip.layout(template_rows(NAMES.names, NAMES.template))
     found = []
-    for reference in (False, True):
-        clip.reference = reference
+    for one in (clip, ReferenceCLIP(clip)):
         text, image = (
-            clip.text_features(layout, prompts),
-            clip.image_features(torch.ones(2, 3, 32, 32), prompts),
+            one.text_features(layout, prompts),
+            one.image_features(torch.ones(2, 3, 32, 32), prompts),
         )
         learned = [getattr(hook, name) for hook in (prompts.text_hook, prompts.vision_hook) for name in "wv"]
         found.append(torch.autograd.grad(text.square().sum() + image.square().sum(), learned))
@@ -146,8 +146,7 @@ def test_states_of_vision_prompts(clip: FrozenCLIP) -> None:
     states = clip.image_states(images, prompts, n_read=3)
     assert states.shape == (2, 4, clip.shape.vision_width)
     assert close(states[:, 0] @ clip.image_projection, clip.image_features(images, prompts))
-    clip.reference = True
-    assert close(clip.image_states(images, prompts, n_read=3), states)
+    assert close(ReferenceCLIP(clip).image_states(images, prompts, n_read=3), states)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 16])
@@ -183,9 +182,7 @@ def test_one_class_and_equal_classes(clip: FrozenCLIP) -> None:
     for names in (("cat",), ("cat", "cat")):
         layout = clip.prompt_layout(Classes(names), "a photo of a", 4)
         fast = clip.text_features(layout, prompts)
-        clip.reference = True
-        assert close(fast, clip.text_features(layout, prompts))
-        clip.reference = False
+        assert close(fast, ReferenceCLIP(clip).text_features(layout, prompts))
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
@@ -251,7 +248,7 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
     layout = clip.prompt_layout(NAMES, "a photo of a", 4)
     results = []
     for budget in (1 << 40, 0):
-        clip.activation_bytes = budget
+        clip.memory.bytes = budget
         x = clip.text_features(layout, prompts)
         learned = [p for p in prompts.text if p is not None]
         results.append((x, *torch.autograd.grad(x.sin().sum(), learned)))
@@ -260,10 +257,10 @@ def test_recomputed_activations_change_nothing(clip: FrozenCLIP, depth: int) -> 
 
 
 def test_processes_on_one_device_share_its_memory(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptbench.clip.frozen_clip.free_memory", lambda device: 1000)
-    clip.share = 4
+    monkeypatch.setattr("promptbench.clip.memory.free_memory", lambda device: 1000)
+    clip.memory.share = 4
     clip.text_features(clip.prompt_layout(NAMES, "a photo of a", 4), random_prompts(clip, 4, 0, 1, 0))
-    assert clip.activation_bytes == 125
+    assert clip.memory.bytes == 125
 
 
 def held_for_backward(run: Any) -> int:
@@ -286,7 +283,7 @@ def test_recomputing_keeps_less(clip: FrozenCLIP) -> None:
     layout = clip.prompt_layout(many, "a photo of a", 4)
     held = []
     for budget in (1 << 40, 0):
-        clip.activation_bytes = budget
+        clip.memory.bytes = budget
         held.append(held_for_backward(lambda: clip.text_features(layout, prompts)))
     assert held[1] < held[0] / 2
 

@@ -18,9 +18,10 @@ from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.errors import UserError
 from promptbench.reporting import pairs as pair_tables
 from promptbench.reporting.tables import Format, escape, render
+from promptbench.training.counts import Counts, Evaluation
 from promptbench.trials.benchmarks import BENCHMARKS, Benchmark, Transfer, get_benchmark
-from promptbench.trials.record import Counts, Record, Seconds, read_record, read_records
-from promptbench.trials.trial import Evaluation, Trial
+from promptbench.trials.record import Record, Seconds, read_record, read_records
+from promptbench.trials.trial import Trial
 
 
 def make(
@@ -331,8 +332,8 @@ def test_hash_names_everything_but_the_labels() -> None:
 def test_tuned_settings_belong_to_the_embedded_backbone() -> None:
     import yaml
 
-    from promptbench.clip.weights import pocket_folder
-    from promptbench.methods._base import get_recipe
+    from promptbench.clip.backbones import pocket_folder
+    from promptbench.methods._registry import get_recipe
     from promptbench.trials.plan import tuned_settings
 
     chosen = yaml.safe_load((pocket_folder() / "settings.yaml").read_text())

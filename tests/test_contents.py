@@ -13,8 +13,8 @@ from promptbench.data import dataset as data
 from promptbench.data import kept
 from promptbench.data.contents import contents
 from promptbench.data.draws import kept_draw
-from promptbench.data.listing import list_tree
-from promptbench.methods._base import get_method
+from promptbench.data.folders import list_tree
+from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.plan import plan
 from tests import mini
@@ -116,12 +116,12 @@ def test_lists_are_made_anew_although_the_folders_keep_their_time(
 
 
 def test_a_damaged_draw_is_drawn_anew(colours: data.Dataset, tmp_path: Path) -> None:
-    first = kept_draw(colours, 2, 1)
+    first = kept_draw(colours.splits, colours.name, colours.fingerprint, 2, 1)
     (path,) = (tmp_path / "cache" / "fewshot").iterdir()
     text = path.read_text()
     path.write_text(text.replace("train0.png", "train3.png"))  # as readable as before
     assert path.read_text() != text
-    assert kept_draw(colours, 2, 1) == first
+    assert kept_draw(colours.splits, colours.name, colours.fingerprint, 2, 1) == first
 
 
 def test_a_corrected_image_of_a_standard_dataset_is_another_trial(tmp_path: Path) -> None:

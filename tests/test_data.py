@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from promptbench.clip.tokens import encode
+from promptbench.clip.tokenizer import encode
 from promptbench.data import cards
 from promptbench.data import dataset as data
-from promptbench.data.dataset import Item
 from promptbench.data.draws import draw_few_shot
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, epoch_order, load_batches
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import get_benchmark
 from promptbench.trials.plan import plan
 from tests import mini
@@ -122,7 +122,7 @@ def test_embedded_datasets(name: str, classes: int) -> None:
     assert len(dataset.classnames) == classes
     for split in ("train", "val", "test"):
         path = dataset.splits[split][-1].path
-        assert min(dataset.picture(path).size) >= 8
+        assert min(dataset.image(path).size) >= 8
     paths = [item.path for split in dataset.splits.values() for item in split]
     assert len(paths) == len(set(paths))
     assert len(dataset.few_shot(16, 1, "all")) == 16 * classes
@@ -130,7 +130,7 @@ def test_embedded_datasets(name: str, classes: int) -> None:
 
 def test_digits_are_dark_on_white() -> None:
     dataset = data.load("digits")
-    pixels = list(dataset.picture("0000").convert("L").tobytes())
+    pixels = list(dataset.image("0000").convert("L").tobytes())
     assert max(pixels) == 255
     assert sorted(pixels)[len(pixels) // 2] > 128
 
@@ -161,8 +161,8 @@ def drop_class(splits: Any, split: str, label: int) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda s: drop_class(s, "train", 2), "class 'sea' has no train pictures"),
-        (lambda s: drop_class(s, "test", 2), "class 'sea' has no test pictures"),
+        (lambda s: drop_class(s, "train", 2), "class 'sea' has no train images"),
+        (lambda s: drop_class(s, "test", 2), "class 'sea' has no test images"),
         (
             lambda s: s["test"][0].__setitem__(2, "other"),
             "label 0 is called 'red square' and, in test, 'other'",
@@ -285,7 +285,7 @@ def test_wrong_classes(make_dataset: Any, classes: Any, message: str) -> None:
         ({"classes": 7}, "has 5 classes .* but its card says 7"),
         ({"sizes": {"train": 1, "val": 1, "test": 1}}, "but its card says"),
         ({"loader": "nothing"}, "loader 'nothing' that is not in datasets/"),
-        ({"loader": "pocket"}, "names 'pocket', which is no loader"),
+        ({"loader": "pocket"}, "names 'pocket', which is not a loader"),
         ({"loader": "__init__"}, "loader: string should match"),
         ({"loader": "digits", "source": "gone.json"}, "there is no split file"),
         ({"colour": "red"}, "colour: extra inputs are not permitted"),
@@ -336,7 +336,7 @@ def test_linked_images_are_taken_and_told(make_dataset: Any, tmp_path: Path) -> 
     first.rename(tmp_path / "elsewhere.png")
     first.symlink_to(tmp_path / "elsewhere.png")
     (note,) = data.load(str(card)).notes
-    assert note == "read through links that lead out of the folder: 1 file, such as 'images/0/train0.png'"
+    assert note == "read through links that point outside the folder: 1 file, such as 'images/0/train0.png'"
     second.unlink()
     second.symlink_to("gone.png")
     data.load.cache_clear()
@@ -353,7 +353,7 @@ def test_a_folder_that_is_called_like_a_shipped_dataset(
     monkeypatch.chdir(tmp_path)
     data.load.cache_clear()
     assert data.load("icons").notes == (
-        "this is the dataset that promptbench calls 'icons'; for the folder here give './icons'",
+        "this is promptbench's own dataset 'icons'; for the folder of that name give './icons'",
     )
     mine = data.load("./icons")
     assert (mine.name, mine.classnames, mine.notes) == ("my-icons", ("cat", "dog"), ())
@@ -381,7 +381,7 @@ def test_corrupt_picture_is_named(make_dataset: Any, workers: int) -> None:
     broken.write_bytes(broken.read_bytes()[:60])
     dataset = data.load(str(card))
     listed = dataset.items("train")
-    with pytest.raises(UserError, match=r"^Picture '.*images/1/train0\.png' of colours cannot be read"):
+    with pytest.raises(UserError, match=r"^Image '.*images/1/train0\.png' of colours cannot be read"):
         list(load_batches(dataset, listed, VIEWS, [[0, 4]], (1, 0), torch.device("cpu"), workers))
 
 
@@ -390,7 +390,7 @@ def test_pictures_reach_workers_that_are_not_forked(make_dataset: Any, name: str
     dataset = data.load(str(make_dataset()) if name == "folder" else "digits")
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     path = dataset.splits["train"][0].path
-    assert copy.picture(path).tobytes() == dataset.picture(path).tobytes()
+    assert copy.image(path).tobytes() == dataset.image(path).tobytes()
 
 
 # ---------------------------------------------------------------------- views

@@ -1,5 +1,6 @@
 """Documents hang together: links lead somewhere, the site shows every page, the metadata is valid."""
 
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -30,6 +31,42 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.is_file(), link
         assert not anchor or anchor in anchors(target), link
+
+
+ROOMS = {path.name for path in (ROOT / "promptbench").iterdir() if path.is_dir()}
+TOP = {"promptbench", "methods", "datasets", "results", "tests", "tools", "examples", "docs"}
+EXAMPLES = {"methods/shallow.py"}  # files that a guide tells the reader to write
+
+
+def gone(text: str) -> list[str]:
+    """Code that a text names but that does not exist: Python files, rooms ("reporting/plots/"), and modules
+    or what is in them ("promptbench.errors.UserError")."""
+    missing = []
+    for path in re.findall(r"(?<![\w./<-])((?:\w+/)+(?:\w+\.py\b|(?=[`\s,.;)])))", text):
+        ours = path.split("/")[0] in TOP | ROOMS and path not in EXAMPLES
+        if ours and not any((folder / path).exists() for folder in (ROOT, ROOT / "promptbench")):
+            missing.append(path)
+    for name in re.findall(r"\bpromptbench(?:\.[A-Za-z_]\w*)+", text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_that_a_page_names_exists(page: Path) -> None:
+    if page.name != "CHANGELOG.md":  # it names what was
+        assert gone(page.read_text("utf-8")) == []
+
+
+def test_code_that_is_gone_is_noticed() -> None:
+    text = "See `data/gone.py`, reporting/nowhere/, promptbench.errors.UserError and `promptbench.missing`;"
+    assert gone(f"{text} trainers/coop.py is theirs.") == [
+        "data/gone.py",
+        "reporting/nowhere/",
+        "promptbench.missing",
+    ]
 
 
 def test_the_site_shows_every_page() -> None:
@@ -81,3 +118,15 @@ def test_changelog_keeps_its_format() -> None:
     assert all(date for _, date in versions[1:])
     assert len(versions) == len(re.findall(r"^## ", text, re.M))
     assert set(re.findall(r"^### (.+)$", text, re.M)) <= GROUPS
+
+
+def test_every_package_is_installed() -> None:
+    """The packages in pyproject.toml are the folders with an ``__init__.py``, at the places they map to."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
+        for package, folder in setuptools["package-dir"].items()
+        for init in (ROOT / folder).rglob("__init__.py")
+    }
+    assert len(setuptools["packages"]) == len(set(setuptools["packages"]))
+    assert set(setuptools["packages"]) == found

@@ -10,7 +10,8 @@ import pytest
 
 from promptbench.data import dataset as data
 from promptbench.data.dataset import with_draws
-from promptbench.data.draws import draw_few_shot, draw_file, import_draw, kept_draw, write_draw
+from promptbench.data.draws import draw_few_shot, draw_file, kept_draw, write_draw
+from promptbench.data.official_draws import import_draw
 from promptbench.errors import UserError
 
 
@@ -42,14 +43,14 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_draw_is_kept_and_read_again(colours: data.Dataset, tmp_path: Path) -> None:
-    first = kept_draw(colours, 2, 1)
+    first = kept_draw(colours.splits, colours.name, colours.fingerprint, 2, 1)
     assert first == draw_few_shot(colours.splits["train"], colours.splits["val"], 2, 1)
     (path,) = (tmp_path / "cache" / "fewshot").iterdir()
     assert "images/0/" in path.read_text()
     assert str(tmp_path) not in path.read_text()  # relative paths
-    assert kept_draw(colours, 2, 1) == first
+    assert kept_draw(colours.splits, colours.name, colours.fingerprint, 2, 1) == first
     path.write_text(path.read_text()[:50])  # cut off: drawn anew
-    assert kept_draw(colours, 2, 1) == first
+    assert kept_draw(colours.splits, colours.name, colours.fingerprint, 2, 1) == first
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -82,7 +83,7 @@ def test_a_draw_whose_values_are_no_draw(foreign: Any, colours: data.Dataset, tm
             import_draw(path, colours)
         assert len(str(caught.value)) < 500
     foreign(path, {"train": [("a", 0)] * 21, "val": []})
-    with pytest.raises(UserError, match="21 pictures, more than the split's 20"):
+    with pytest.raises(UserError, match="21 images, more than the split's 20"):
         import_draw(path, colours)
 
 
@@ -106,7 +107,7 @@ def test_a_pickle_can_run_nothing(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "shot_1-seed_1.pkl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is not unpickled"):
+    with pytest.raises(UserError, match="was not unpickled"):
         import_draw(path, colours)
     assert not (tmp_path / "pwned").exists()
 
@@ -121,5 +122,5 @@ def test_foreign_draws_are_used_and_make_another_dataset(colours: data.Dataset, 
     with pytest.raises(UserError, match="no draw for 2 shots and seed 2"):
         changed.few_shot(2, 2, "all")
     write_draw(draw_file(tmp_path, "colours", 2, 1), [own[0]._replace(path="images/0/elsewhere.png")], [])
-    with pytest.raises(UserError, match=r"elsewhere\.png', which is no training picture"):
+    with pytest.raises(UserError, match=r"elsewhere\.png', which is not a training image"):
         changed.few_shot(2, 1, "all")

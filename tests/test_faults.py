@@ -17,8 +17,8 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
-from promptbench.training.loop import Progress
+from promptbench.methods._registry import get_method
+from promptbench.training.checkpoint import Progress
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.trial import Trial
@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up(
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(handle)
 
-        monkeypatch.setattr(files.os, "fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
         try:
             outcome = execute([trial], known, out, PlainReporter(), cache=FeatureCache(out / "cache"))
         except UserError as error:  # before any work was done
@@ -131,7 +131,7 @@ def test_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         done.append(target.name)
         return rename(self, target)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
     for name in ("prompts", "record"):
         files.write_atomic(tmp_path / name, b"x")
@@ -141,7 +141,7 @@ def test_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(files.os, "fsync", unable)
+    monkeypatch.setattr(os, "fsync", unable)
     files.write_atomic(tmp_path / "again", b"x")
     assert (tmp_path / "again").read_bytes() == b"x"
 

@@ -13,8 +13,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import dataset as data
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
-from promptbench.training import environment
+from promptbench.methods._registry import get_method
+from promptbench.training.device import default_device
 from promptbench.training.evaluate import predict
 from promptbench.training.loop import create
 from tests import plain
@@ -76,4 +76,4 @@ def test_features_that_are_no_numbers_are_not_kept(colours: data.Dataset, tmp_pa
 @pytest.mark.parametrize("name", ["meta", "xla", "hpu", "vulkan", "mps", "lazy", "nonsense"])
 def test_devices_that_compute_nothing(name: str) -> None:
     with pytest.raises(UserError, match=f"--device {name} names no device of this machine that computes"):
-        environment.default_device(name)
+        default_device(name)

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Prompts
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.tokens import template_rows
 from promptbench.data.classnames import Classes
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.training.influence import influence
 
 

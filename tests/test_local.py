@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench.clip.weights import backbone_shape
+from promptbench.clip.backbones import backbone_shape
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execution import execute as execute_module
-from promptbench.execution.execute import claim, execute
+from promptbench.execution import worker as worker_module
+from promptbench.execution.claims import claim
+from promptbench.execution.execute import execute
 from promptbench.execution.local import Local, default_jobs
 from promptbench.execution.progress import PlainReporter, RichReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import Record, read_records
@@ -155,14 +156,14 @@ def test_a_failing_trial_leaves_the_others(
 def test_a_trial_too_large_for_the_gpu_leaves_the_others(
     trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_trial = execute_module.run_trial
+    run_trial = worker_module.run_trial
 
     def short(trial: Trial, *rest: Any) -> Record:
         if trial == trials[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return run_trial(trial, *rest)
 
-    monkeypatch.setattr(execute_module, "run_trial", short)
+    monkeypatch.setattr(worker_module, "run_trial", short)
     outcome = execute(trials[:2], {colours.name: colours}, tmp_path, PlainReporter())
     assert [r.hash for r in outcome.records] == [trials[1].hash]
     ((trial, error),) = outcome.failures
@@ -215,7 +216,7 @@ def test_default_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         default_jobs(cpu, backbone_shape("pocket"))
     monkeypatch.delenv("PROMPTBENCH_JOBS")
     pocket, large = backbone_shape("pocket"), backbone_shape("ViT-B-16-quickgelu")
-    monkeypatch.setattr("promptbench.training.environment.cpu_count", lambda: 8)
+    monkeypatch.setattr("promptbench.execution.local.cpu_count", lambda: 8)
     monkeypatch.setattr("promptbench.execution.local.free_memory", lambda device: 7 << 30)
     assert default_jobs(cpu, pocket) == 3
     assert default_jobs(cpu, large) == 1

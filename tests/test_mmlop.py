@@ -11,7 +11,8 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.tokens import template_rows
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, get_method, resolve_settings
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method, resolve_settings
 from promptbench.methods._templates import GENERIC_60
 from promptbench.training.loop import create
 from tests.test_methods import make_batch

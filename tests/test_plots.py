@@ -103,7 +103,7 @@ def test_other_costs() -> None:
 
 
 def test_arithmetic_of_a_step_is_that_of_its_configuration() -> None:
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     def gflop(classes: int, **settings: Any) -> float:
         values = get_method("coop").Settings(**settings).model_dump(mode="json")

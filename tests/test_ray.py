@@ -20,10 +20,12 @@ import torch
 from promptbench import cli
 from promptbench.data import dataset as data
 from promptbench.errors import UserError
-from promptbench.execution.execute import Job, Outcome, claim, execute
+from promptbench.execution.claims import claim
+from promptbench.execution.execute import Outcome, execute
+from promptbench.execution.job import Job
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
-from promptbench.training.loop import Progress
+from promptbench.methods._registry import get_method
+from promptbench.training.checkpoint import Progress
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.record import read_records
@@ -62,15 +64,15 @@ def test_a_cluster_of_ones_own_is_for_this_machine_alone(monkeypatch: pytest.Mon
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray._private import ray_constants, services
 
-    from promptbench.execution.ray import cluster as ray_cluster
+    from promptbench.execution.ray import connection as ray_cluster
 
     asked: list[Any] = []
 
     def init(address: str | None, **_: Any) -> None:
         asked.append((address, services.get_node_ip_address(), os.environ.get("RAY_AUTH_MODE")))
 
-    monkeypatch.setattr(ray_cluster.ray, "init", init)
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray._raylet.Config", Mock())
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "192.0.2.7")
@@ -91,7 +93,7 @@ def test_who_hears_a_cluster_of_ones_own(tmp_path: Path) -> None:
     made = """if True:
     import os, ray
     from pathlib import Path
-    from promptbench.execution.ray.cluster import connect
+    from promptbench.execution.ray.connection import connect
     connect()
     ray.get(ray.remote(lambda: None).remote())
     own = {os.readlink(one) for one in Path("/proc").glob("[0-9]*/fd/*")
@@ -283,10 +285,10 @@ def test_nodes_that_are_not_fit(
 ) -> None:
     """Other code, missing data: the command stops and names the node, and nothing is recorded."""
     trials = make_trials(colours, 1)
-    lost = replace(colours, pictures=partial(data.read_file, tmp_path / "lost"))
+    lost = replace(colours, images=partial(data.read_file, tmp_path / "lost"))
     with pytest.raises(UserError, match=r"Node .*: it has no .*lost"):
         machines.execute(trials, {colours.name: lost}, tmp_path / "out", PlainReporter())
-    monkeypatch.setattr("promptbench.training.environment.code_hash", lambda: "other")
+    monkeypatch.setattr("promptbench.execution.ray.driver.code_hash", lambda: "other")
     with pytest.raises(UserError, match=r"Node .*: it has another version of promptbench"):
         machines.execute(trials, {colours.name: colours}, tmp_path / "out", PlainReporter())
     assert not list((tmp_path / "out").rglob("record.json"))
@@ -310,7 +312,7 @@ def test_interrupted(machines: Machines, colours: data.Dataset, tmp_path: Path) 
 
 def test_what_a_trial_requests(colours: data.Dataset, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    from promptbench.execution.ray.cluster import has_room, request
+    from promptbench.execution.ray.placement import has_room, request
 
     def job(device: str, workers: int = 0) -> Job:
         return Job({colours.name: colours}, tmp_path, torch.device(device), workers)
@@ -354,4 +356,5 @@ def test_shipped_datasets_stay_where_they_are(colours: data.Dataset) -> None:
         with pytest.raises(UserError, match="others"):
             replace(sent, fingerprint="other").load()
     assert portable(colours) is colours
-    assert portable(replace(colours, card=colours.card.model_copy(update={"name": "icons"}))) != "icons"
+    renamed = replace(colours, card=colours.card.model_copy(update={"name": "icons"}))
+    assert portable(renamed) is renamed

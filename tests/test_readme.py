@@ -12,13 +12,14 @@ from promptbench.analysis.comparison import load_frame, load_records
 from promptbench.analysis.summary import frame, summarise
 from promptbench.analysis.vocabulary import AVERAGE
 from promptbench.cli.app import app
+from promptbench.clip.backbones import backbone_shape
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import backbone_shape
 from promptbench.data import cards
 from promptbench.data import dataset as data
-from promptbench.methods._base import Method, methods, trainable_parameters
+from promptbench.methods._base import Method, trainable_parameters
+from promptbench.methods._registry import methods
 from promptbench.reporting.tables import render, spread
-from promptbench.training.loop import create, fit
+from promptbench.training.loop import Training, create, fit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -121,7 +122,7 @@ def test_example_method_trains(clip: FrozenCLIP, colours: data.Dataset) -> None:
     assert (
         trainable_parameters(method) == kind.parameter_count(method.settings, clip.shape, len(classes)) == 512
     )
-    progress = fit(method, colours, colours.few_shot(4, 1, "all"), classes, seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "all"), classes, seed=1))
     assert progress.history[-1]["loss"] < progress.history[0]["loss"]
 
 

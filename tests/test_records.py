@@ -16,15 +16,16 @@ from promptbench.data import dataset as data
 from promptbench.errors import UserError
 from promptbench.execution.execute import Outcome, execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.reporting.tables import render
 from promptbench.storage import hash_value
-from promptbench.training import environment
-from promptbench.training.loop import CHECKPOINT, Progress
+from promptbench.training import provenance
+from promptbench.training.checkpoint import Progress
+from promptbench.training.files import CHECKPOINT, FILES
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan
 from promptbench.trials.predictions import read_predictions
-from promptbench.trials.record import FILES, BriefRecord, Fault, Record, examine, read_records
+from promptbench.trials.record import BriefRecord, Fault, Record, examine, read_records
 from promptbench.trials.trial import Trial
 from tests.kill_driver import content
 from tests.test_compare import RECORDS, make, write
@@ -246,7 +247,7 @@ def test_several_versions_of_the_code_are_said_under_the_table() -> None:
 
 
 def test_the_code_hash_covers_every_file_of_the_package() -> None:
-    names = set(environment.package_files())
+    names = set(provenance.package_files())
     command = ["git", "-C", str(ROOT), "ls-files", "promptbench", "methods", "datasets"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
@@ -270,7 +271,7 @@ def test_a_record_knows_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     module.parent.mkdir()
     module.write_text("")
     monkeypatch.setattr(promptbench, "__file__", str(module))
-    repository = environment._repository.__wrapped__
+    repository = provenance._repository.__wrapped__
     assert repository() == {"commit": None, "dirty": None}
 
     def git(*arguments: str) -> str:

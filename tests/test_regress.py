@@ -17,7 +17,8 @@ from promptbench.checks.steptime import Pace, against
 from promptbench.execution import local
 from promptbench.execution.options import RunOptions
 from promptbench.execution.setup import prepare
-from promptbench.methods._base import Method, get_method
+from promptbench.methods._base import Method
+from promptbench.methods._registry import get_method
 from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from tests.conftest import write_dataset
 from tests.test_cli import call

@@ -20,7 +20,8 @@ from promptbench.errors import UserError
 from promptbench.reporting import sentences as wording
 from promptbench.reporting.html import figures as report_figures
 from promptbench.reporting.html import report
-from promptbench.trials.record import Confused, Counts, Record, Seconds
+from promptbench.training.counts import Confused, Counts
+from promptbench.trials.record import Record, Seconds
 from promptbench.trials.trial import Trial
 from tests.test_cli import call
 

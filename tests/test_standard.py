@@ -16,7 +16,7 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.check import check
-from promptbench.data.dataset import Item
+from promptbench.data.splits import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
 from promptbench.trials.benchmarks import get_benchmark
@@ -102,7 +102,7 @@ def test_labels_names_order_and_pictures(name: str, names: list[str], first_trai
     assert dataset.splits["train"][0].path == first_train  # file order, not label order
     for split in ("train", "val", "test"):
         for item in dataset.splits[split]:
-            assert dataset.picture(item.path).size == (12, 10)
+            assert dataset.image(item.path).size == (12, 10)
             assert item.classname == names[item.label]
     assert dataset.nonstandard.startswith("non-standard split")
 
@@ -151,7 +151,7 @@ def test_imagenet(root: Path) -> None:
         "n01440764_10.JPEG",
         "n01440764_2.JPEG",
     ]
-    assert dataset.picture(dataset.splits["test"][5].path).size == (12, 10)
+    assert dataset.image(dataset.splits["test"][5].path).size == (12, 10)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_variants_have_their_own_label_space(name: str, names: tuple[str, ...], 
     assert dataset.classnames == names
     assert [item.label for item in dataset.splits["test"]] == list(range(len(names)))
     assert dataset.splits["train"] == []
-    assert dataset.picture(dataset.splits["test"][0].path).size == (12, 10)
+    assert dataset.image(dataset.splits["test"][0].path).size == (12, 10)
 
 
 def test_folders_of_v2_are_numbers_not_words(tmp_path: Path) -> None:
@@ -414,11 +414,11 @@ def test_what_would_shift_labels_is_refused(tmp_path: Path) -> None:
     for path in (folder / "zebu").iterdir():
         path.rename(path.with_suffix(".txt"))
     (folder / "__MACOSX").mkdir()
-    with pytest.raises(UserError, match=r"the folder '.*zoo/zebu' holds no pictures"):
+    with pytest.raises(UserError, match=r"the folder '.*zoo/zebu' holds no images"):
         data.load(str(folder))
     (folder / "zebu" / "1.heic").write_bytes(b"")
     data.load.cache_clear()
-    with pytest.raises(UserError, match=r"1\.heic is of a kind that cannot be read; convert it"):
+    with pytest.raises(UserError, match=r"1\.heic has a format that cannot be read; convert it"):
         data.load(str(folder))
     folder = own(tmp_path / "two", splits=True)
     (folder / "train").rename(folder / "Train")
@@ -451,7 +451,7 @@ def test_other_words_for_splits(tmp_path: Path, val: str) -> None:
     assert (len(splits["train"]), len(splits["test"])) == (40, 40)
     mini.picture(folder / ("val" if val != "val" else "valid") / "yak" / "1.png")
     data.load.cache_clear()
-    with pytest.raises(UserError, match="two are one split; keep one"):
+    with pytest.raises(UserError, match="two of which name the same split; keep one"):
         data.load(str(folder))
 
 
@@ -483,8 +483,8 @@ def test_hidden_files_are_no_images_and_others_are_told(tmp_path: Path) -> None:
     mini.picture(folder / "stray.png")
     data.load.cache_clear()
     assert data.load(str(folder)).notes == (
-        "left out, since they lie in no class's folder: 1 file, such as 'stray.png'",
-        "left out, since they are no images of a kind that is read: 2 files, such as 'yak/1.tga'",
+        "left out, since they are in no class folder: 1 file, such as 'stray.png'",
+        "left out, since their format is not read: 2 files, such as 'yak/1.tga'",
     )
 
 
@@ -492,7 +492,7 @@ def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
     folder = own(tmp_path / "zoo", splits=True)
     mini.picture(folder / "unlabelled" / "1.png")
     (note,) = data.load(str(folder)).notes
-    assert note == "left out, since they lie in no class's folder: 1 file, such as 'unlabelled/1.png'"
+    assert note == "left out, since they are in no class folder: 1 file, such as 'unlabelled/1.png'"
     mini.picture(folder / "val" / "1.png")
     data.load.cache_clear()
     with pytest.raises(UserError, match=r"zoo/val holds images directly; put them into one sub-folder"):
@@ -508,7 +508,7 @@ def test_check_finds_copies_and_passes_notes_on(tmp_path: Path) -> None:
     (found,) = check([str(folder)], None)
     assert found.problems == []
     assert found.notes == [
-        "left out, since they lie in no class's folder: 1 file, such as 'stray.png'",
+        "left out, since they are in no class folder: 1 file, such as 'stray.png'",
         "1 test images are copies of train images, such as 'test/yak/2.png' of 'train/yak/1.png'",
     ]
 
@@ -521,7 +521,7 @@ def test_names_with_blanks_and_from_other_editors(tmp_path: Path) -> None:
     assert dataset.classnames == ("ounce of the hills", "lesser panda", "yak", "zebu")
     (folder / "classnames.txt").write_bytes("red_panda Bär".encode("latin-1"))
     data.load.cache_clear()
-    with pytest.raises(UserError, match="is not UTF-8 text; save it as that"):
+    with pytest.raises(UserError, match="is not UTF-8 text; save it as UTF-8"):
         data.load(str(folder))
     (folder / "classnames.txt").write_text("yak a\nyak b\n")
     with pytest.raises(UserError, match="line 2: 'yak' has a name already"):
@@ -552,7 +552,7 @@ def test_a_folder_with_a_split_file_keeps_its_split(tmp_path: Path) -> None:
     assert dataset.classnames == ("yak", "zebu")
     assert (len(dataset.splits["train"]), len(dataset.splits["test"])) == (6, 2)
     (found,) = check([str(folder)], None)
-    assert found.problems == ["2 pictures stand in train and in test, such as 'yak/0.png'"]
+    assert found.problems == ["2 images are in both train and test, such as 'yak/0.png'"]
 
 
 def test_replaced_pictures_are_seen_by_the_caches(
@@ -602,7 +602,7 @@ def test_check_finds_order_and_broken_pictures(tmp_path: Path) -> None:
     text = "\n".join(found.problems)
     assert "the first class is 'class 00' instead of 'Annual Crop Land'" in text
     assert "non-standard split" in text
-    assert "10 / 10 test pictures" in text
+    assert "10 / 10 test images" in text
     assert "(and 1 more)" in text
 
 
@@ -619,13 +619,14 @@ def test_a_decompression_bomb_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     dataset = data.load(str(folder))
     with pytest.raises(
-        UserError, match=r"zoo/.*\.png' of zoo cannot be read .more than the 80 pixels .*; make it smaller"
+        UserError,
+        match=r"zoo/.*\.png' of zoo cannot be read .more than the limit of 80 pixels; make it smaller",
     ):
-        dataset.picture(dataset.splits["test"][0].path)
+        dataset.image(dataset.splits["test"][0].path)
 
 
 def test_listing_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from promptbench.data.listing import list_folders
+    from promptbench.data.folders import list_folders
 
     monkeypatch.setenv("PROMPTBENCH_CACHE", str(tmp_path / "cache"))
     folder = own(tmp_path / "zoo")

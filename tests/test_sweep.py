@@ -46,7 +46,7 @@ def test_combinations() -> None:
 
 
 def test_several_overrides_of_a_method_give_no_trial_twice(colours: data.Dataset) -> None:
-    from promptbench.methods._base import get_recipe
+    from promptbench.methods._registry import get_recipe
 
     several: dict[str, Any] = {"mmlop": [{"rank": 1}, {"rank": 2}, {}], "mmlop-rank2": {}}
     wanted = [get_recipe("mmlop"), get_recipe("mmlop-rank2")]

@@ -3,7 +3,8 @@
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from promptbench.clip.tokens import END, START, TextLayout, encode, prompt_rows, template_rows
+from promptbench.clip.tokenizer import END, START, encode
+from promptbench.clip.tokens import TextLayout, prompt_rows, template_rows
 from promptbench.errors import UserError
 
 encode_all = SimpleTokenizer().encode

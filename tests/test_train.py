@@ -14,31 +14,29 @@ from typing import Any
 import pytest
 import torch
 
+from promptbench.clip.arithmetic import Arithmetic, resolve_precision, suitable_threads
+from promptbench.clip.backbones import backbone_shape
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.weights import backbone_shape
+from promptbench.clip.precision import Precision
 from promptbench.data import dataset as data
+from promptbench.data.cards import Half
 from promptbench.data.views import Views, epoch_order
 from promptbench.errors import UserError
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import Batch, Settings, get_method
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method
+from promptbench.methods._settings import Settings
 from promptbench.training import loop as train
-from promptbench.training.environment import suitable_threads
+from promptbench.training.checkpoint import Progress
+from promptbench.training.counts import Evaluation
 from promptbench.training.evaluate import evaluate
-from promptbench.training.loop import (
-    CHECKPOINT,
-    Progress,
-    aggregation_weights,
-    autocast,
-    create,
-    fit,
-    learning_rate,
-    make_optimizer,
-    resolve_precision,
-)
-from promptbench.trials.trial import Evaluation, Precision
+from promptbench.training.files import CHECKPOINT
+from promptbench.training.loop import Training, create, fit
+from promptbench.training.schedule import aggregation_weights, learning_rate
+from promptbench.training.steps import make_optimizer
 from tests import kill_driver, plain
 
 
@@ -89,7 +87,7 @@ def test_gaussian_prompt_aggregation(clip: FrozenCLIP, colours: data.Dataset, tm
     def keep(progress: Progress, epochs: int) -> None:
         after.append({name: p.detach().clone() for name, p in straight.named_parameters()})
 
-    fit(straight, colours, items, classes, seed=1, report=keep)
+    fit(straight, Training(colours, items, classes, seed=1, report=keep))
     outer, inner = math.exp(-(1.5**2) / 2), math.exp(-(0.5**2) / 2)
     weights = [w / (2 * outer + 2 * inner) for w in (outer, inner, inner, outer)]
     for name, parameter in straight.named_parameters():
@@ -105,7 +103,7 @@ def test_gaussian_prompt_aggregation(clip: FrozenCLIP, colours: data.Dataset, tm
     for _ in range(2):  # cut off after the second epoch, then resumed
         resumed = create(kind, clip, settings, classes, seed=1)
         try:
-            fit(resumed, colours, items, classes, seed=1, folder=tmp_path, report=cut)
+            fit(resumed, Training(colours, items, classes, seed=1, folder=tmp_path, report=cut))
         except KeyboardInterrupt:
             continue
     for name, parameter in resumed.named_parameters():
@@ -118,7 +116,7 @@ def trained(clip: FrozenCLIP, dataset: data.Dataset, name: str, **settings: Any)
     full: dict[str, Any] = {"epochs": 4, "lr": 0.02, "batch_size": 4} | settings
     full |= dict.fromkeys({"depth_text", "depth_vision"} & kind.Settings.model_fields.keys(), 3)
     method = create(kind, clip, kind.Settings(**full), classes, seed=1)
-    return method, fit(method, dataset, dataset.few_shot(4, 1, "base"), classes, seed=1)
+    return method, fit(method, Training(dataset, dataset.few_shot(4, 1, "base"), classes, seed=1))
 
 
 @pytest.mark.parametrize("name", ["coop", "mmlop"])
@@ -130,7 +128,7 @@ def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str
     settings = kind.Settings(**(changes | ({"depth": 2} if name == "mmlop" else {})))
     items = dataset.few_shot(4, 7, "base")
     ours = create(kind, clip, settings, classes, seed=7)
-    fit(ours, dataset, items, classes, seed=7)
+    fit(ours, Training(dataset, items, classes, seed=7))
 
     expected = create(kind, clip, settings, classes, seed=7)
     views = Views(**clip.preprocess, crop_min=0.4, flip=False)
@@ -139,7 +137,7 @@ def test_an_epoch_is_what_it_says(clip: FrozenCLIP, make_dataset: Any, name: str
     for epoch, lr in enumerate((1e-5, 0.03)):
         for batch in epoch_order(len(items), 4, 7, epoch):
             chosen = [items[i] for i in batch]
-            pictures = [views.train(dataset.picture(c.path), 7, epoch, c.path) for c in chosen]
+            pictures = [views.train(dataset.image(c.path), 7, epoch, c.path) for c in chosen]
             images = views.normalise(torch.stack(pictures))
             labels = torch.tensor([c.label for c in chosen])
             with torch.no_grad():
@@ -182,7 +180,7 @@ def test_cached_features_know_what_they_depend_on(
         **views: Any,
     ) -> torch.Tensor:
         frozen = FrozenCLIP(model, clip.shape, None, weights, architecture, cache=cache)
-        with autocast(frozen.device, precision):
+        with Arithmetic(frozen.device, precision).autocast():
             return frozen_features(
                 frozen, colours, colours.items("train")[:n], Views(**clip.preprocess, **views), draw
             )
@@ -222,7 +220,7 @@ def test_views_are_shared_by_methods(clip: FrozenCLIP, colours: data.Dataset) ->
     views = Views(**clip.preprocess)
     features = frozen_features(clip, colours, items, views, (1, 2))
     for i in (0, 5, 11):
-        view = views.train(colours.picture(items[i].path), 1, 2, items[i].path)
+        view = views.train(colours.image(items[i].path), 1, 2, items[i].path)
         assert torch.allclose(features[i], clip.image_features(views.normalise(view[None]))[0], atol=1e-5)
 
 
@@ -240,7 +238,7 @@ def test_keys_have_views_of_their_own(
     kind, classes = get_method("tip_adapter_f"), colours.classes("base")
     settings = kind.Settings(**{"shots": 4, "passes": 3, "epochs": 2})
     method = create(kind, clip, settings, classes, seed=1)
-    fit(method, colours, colours.few_shot(4, 1, "base"), classes, seed=1)
+    fit(method, Training(colours, colours.few_shot(4, 1, "base"), classes, seed=1))
     assert len(draws) == len(set(draws)) == 3 + 2
     assert draws[3:] == [(1, 0), (1, 1)]  # the epochs' are those of every method
 
@@ -254,7 +252,7 @@ def test_short_last_batch(clip: FrozenCLIP, colours: data.Dataset, drop_last: bo
     method = create(kind, clip, settings, classes, seed=1)
     loss = method.loss
     method.loss = lambda batch, space: seen.append(len(batch.labels)) or loss(batch, space)  # type: ignore
-    progress = fit(method, colours, colours.few_shot(4, 1, "base"), classes, seed=1)
+    progress = fit(method, Training(colours, colours.few_shot(4, 1, "base"), classes, seed=1))
     assert seen == 2 * sizes
     assert progress.steps == len(seen)
     last = 0.1 * (1 + math.cos(math.pi * (len(seen) - 1) / len(seen))) / 2
@@ -319,7 +317,7 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         "fp16": torch.float16,
     }
     for precision, dtype in expected_dtypes.items():
-        with autocast(cpu, precision):
+        with Arithmetic(cpu, precision).autocast():
             assert (x @ x).dtype == dtype
 
 
@@ -327,13 +325,13 @@ def test_evaluation_counts(clip: FrozenCLIP, colours: data.Dataset) -> None:
     """Counts per class add up, labels compete only inside their half, and agree with plain argmax."""
     kind = get_method("zeroshot")
     method = create(kind, clip, kind.Settings(), colours.classes(), seed=1)
-    halves: tuple[data.Half, ...] = ("base", "novel", "all")
+    halves: tuple[Half, ...] = ("base", "novel", "all")
     for half in halves:
         evaluation = Evaluation(dataset="colours", classes=half)
         counts = evaluate(method, colours, evaluation).counts
         items = colours.items("test", half)
         views = Views(**clip.preprocess)
-        images = views.normalise(torch.stack([views.test(colours.picture(item.path)) for item in items]))
+        images = views.normalise(torch.stack([views.test(colours.image(item.path)) for item in items]))
         tokens = plain.tokenize([f"a photo of a {n.replace('_', ' ')}." for n in colours.classes(half).names])
         text = clip.model.encode_text(tokens, normalize=True)
         guess = (clip.model.encode_image(images) @ text.T).argmax(dim=-1)
@@ -351,7 +349,7 @@ def test_damaged_checkpoint(clip: FrozenCLIP, colours: data.Dataset, tmp_path: P
 
     def train(epochs: int) -> Progress:
         method = create(kind, clip, kind.Settings(epochs=epochs), classes, seed=1)
-        return fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
+        return fit(method, Training(colours, colours.few_shot(4, 1, "base"), classes, 1, folder=tmp_path))
 
     assert train(1).epoch == 1  # as if it were not there
     content = io.BytesIO()
@@ -370,7 +368,7 @@ def test_want_of_memory_does_not_cost_the_checkpoint(
 
     def train(epochs: int) -> Progress:
         method = create(kind, clip, kind.Settings(epochs=epochs), classes, seed=1)
-        return fit(method, colours, colours.few_shot(4, 1, "base"), classes, 1, tmp_path)
+        return fit(method, Training(colours, colours.few_shot(4, 1, "base"), classes, 1, folder=tmp_path))
 
     train(1)
     with monkeypatch.context() as short:

@@ -11,6 +11,7 @@ from torch import nn
 
 from promptbench.clip import weights
 from promptbench.errors import UserError
+from promptbench.storage import hash_file
 from tests import plain
 
 State = dict[str, torch.Tensor]
@@ -209,7 +210,7 @@ def test_advice_names_weights_that_fit() -> None:
 
 @pytest.mark.parametrize("name", ["ViT-H-14", "ViT-H-14-quickgelu", "ViT-H-14-378-quickgelu"])
 def test_weights_of_squashed_pictures(name: str) -> None:
-    with pytest.raises(UserError, match=r"'dfn5b' of .* trained on pictures resized by 'squash'"):
+    with pytest.raises(UserError, match=r"'dfn5b' of .* trained on images resized by 'squash'"):
         weights.weights_file(name, "dfn5b")
 
 
@@ -228,7 +229,7 @@ def test_tag_of_a_file(tmp_path: Path) -> None:
     found = weights.preprocessing("ViT-L-14", given)
     assert (found["mean"], found["std"]) == ((0.5,) * 3, (0.5,) * 3)
     assert weights.weights_file("ViT-L-14", str(path)) == (path, "")
-    assert weights.weights_file("ViT-L-14", given) == (None, f"laion2b_s32b_b82k={weights.hash_file(path)}")
+    assert weights.weights_file("ViT-L-14", given) == (None, f"laion2b_s32b_b82k={hash_file(path)}")
     with pytest.raises(UserError, match=r"w\.safetensors does not fit this backbone"):  # the file is read
         weights.load_model("ViT-B-16-quickgelu", f"openai={path}")
     with pytest.raises(UserError, match="QuickGELU mismatch"):

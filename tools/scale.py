@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
 
-from promptbench.trials.record import RECORD, SCHEMA, Counts, Record, each_record
+from promptbench.training.counts import Counts
+from promptbench.training.files import RECORD
+from promptbench.trials.record import SCHEMA, Record, each_record
 
 ROOT = Path(__file__).parent.parent
 DATASETS, SHOTS = 11, (1, 2, 4, 8, 16)

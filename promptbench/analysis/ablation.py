@@ -12,12 +12,13 @@ from promptbench.analysis import published
 from promptbench.analysis.statistics import Runs, paired
 from promptbench.analysis.vocabulary import METRICS, difference_text
 from promptbench.errors import UserError
+from promptbench.methods._registry import Recipe, Step, get_recipe, recipes
 from promptbench.trials.benchmarks import get_benchmark, metrics_for
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
 if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
-    from promptbench.methods._base import Recipe, Step
+    from promptbench.methods._registry import Recipe, Step
 
 Rows = list[dict[str, str]]
 
@@ -76,7 +77,6 @@ def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
 
     Raises UserError for a name that does not exist or has none.
     """
-    from promptbench.methods._base import get_recipe, recipes
 
     get_recipe(method)
     found: dict[str, list[tuple[Step, Recipe]]] = {}

@@ -16,7 +16,8 @@ from PIL import Image
 
 from promptbench.data.cards import Half, Split
 from promptbench.errors import UserError
-from promptbench.trials.record import Counts, Record
+from promptbench.training.counts import Counts
+from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Album:
             self.missing.setdefault(name, text)
             return
         try:
-            image = dataset.picture(path)
+            image = dataset.image(path)
         except UserError as error:
             self.missing.setdefault(name, str(error))
             return

@@ -58,7 +58,7 @@ def lookup(
     method: str, benchmark: str, dataset: str, metric: str, shots: int, backbone: str
 ) -> dict[str, Any] | None:
     """The row to compare with; None if nothing was published. ``metric``: base, novel, hm or all."""
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     kind = get_method(method)
     rows = _comparable(benchmark, backbone)
@@ -85,7 +85,7 @@ def rows(benchmark: str, backbone: str) -> pd.DataFrame:
         )
     if get_benchmark(benchmark).published is None:
         raise UserError(f"Nothing was published for {benchmark}; choose another --benchmark.")
-    from promptbench.methods._base import methods
+    from promptbench.methods._registry import methods
 
     known = _comparable(benchmark, backbone)
     ours = {kind.published_name: kind for kind in methods().values() if kind.published_name}
@@ -129,8 +129,8 @@ def beside(rows: pd.DataFrame, summary: pd.DataFrame, benchmark: str) -> pd.Data
 
 def _parameters(kind: "type[Method]", benchmark: str, shots: int, backbone: str) -> float:
     """By the method's formula, in the paper's setting; NaN where it depends on the number of classes."""
-    from promptbench.clip.weights import backbone_shape
-    from promptbench.methods._base import resolve_settings
+    from promptbench.clip.backbones import backbone_shape
+    from promptbench.methods._registry import resolve_settings
 
     settings = resolve_settings(kind, benchmark, shots, "")
     one, two = (kind.parameter_count(settings, backbone_shape(backbone), n) for n in (1, 2))

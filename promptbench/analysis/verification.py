@@ -14,7 +14,8 @@ from promptbench.analysis.published import WEIGHTS, datasets, lookup
 from promptbench.analysis.summary import frame, summarise
 from promptbench.analysis.vocabulary import AVERAGE, METRICS, plural
 from promptbench.data import cards
-from promptbench.trials.record import Counts, Record
+from promptbench.training.counts import Counts
+from promptbench.trials.record import Record
 
 _ZERO_SHOT = 0.3
 _BANDS = {"base": 1.0, "novel": 1.0, "hm": 1.0, "all": 1.0}
@@ -108,7 +109,7 @@ def _cells(
     summary: pd.DataFrame, benchmark: str, backbone: str, averaged: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of `verify` for one summary (see `summary.summarise`)."""
-    from promptbench.methods._base import get_method
+    from promptbench.methods._registry import get_method
 
     found = []
     for row in summary.to_dict("records"):

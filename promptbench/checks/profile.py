@@ -23,13 +23,14 @@ from PIL import Image
 
 from promptbench import console
 from promptbench.checks.training_step import TrainingStep, gflop, natural_names, timed, wait
+from promptbench.clip.arithmetic import DTYPES, resolve_precision, suitable_threads
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.precision import Precision
 from promptbench.data import cards
 from promptbench.data.views import Views
-from promptbench.methods._base import Recipe, get_recipe, trainable_parameters
-from promptbench.training import environment
-from promptbench.training.loop import DTYPES, resolve_precision
-from promptbench.trials.trial import Precision
+from promptbench.methods._base import trainable_parameters
+from promptbench.methods._registry import Recipe, get_recipe
+from promptbench.training.device import default_device
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ def profile_by_name(
     `profile`, and for names that do not exist.
     """
     recipes = [get_recipe(name) for name in methods or USUAL]
-    where = environment.default_device(device)
+    where = default_device(device)
     if pretrained is None and backbone != cards.POCKET:
         clip = FrozenCLIP.untrained(backbone, where)
     else:
         clip = FrozenCLIP.load(backbone, pretrained, where)
     if compiled:
         clip.compile()
-    with environment.suitable_threads(where, clip.shape):
+    with suitable_threads(where, clip.shape):
         yield from profile(
             recipes, clip, n_classes, batch, reference, repeats, resolve_precision(where, precision)
         )

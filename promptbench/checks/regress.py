@@ -21,7 +21,7 @@ from promptbench.execution.options import RunOptions
 from promptbench.execution.progress import make_reporter
 from promptbench.execution.setup import Setup, prepare
 from promptbench.reporting.tables import markdown
-from promptbench.training import environment
+from promptbench.training.provenance import describe
 from promptbench.trials.record import Record
 from promptbench.trials.sweep import Sweep, parse_sweep, read_sweep
 from promptbench.trials.trial import Trial
@@ -287,7 +287,7 @@ def update(
         weights=fresh.weights,
         data=fresh.data,
         steps={name: round(min(one[name] for one in several), 4) for name in several[0]},
-        environment=environment.describe(setup.executor.device),
+        environment=describe(setup.executor.device),
         results=fresh.results,
     )
     made.write(path)

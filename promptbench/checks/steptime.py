@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from promptbench.checks.training_step import TrainingStep, natural_names, timed
+from promptbench.clip.arithmetic import suitable_threads
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.execution.setup import Setup
-from promptbench.methods._base import get_recipe
-from promptbench.training import environment
+from promptbench.methods._registry import get_recipe
 
 ROUNDS = 25  # timed steps of each method and of the reference, in turn
 ATTEMPTS = 3  # a step is slower only if it was in each of them
@@ -69,7 +69,7 @@ def make_timer(setup: Setup) -> Measure:
     jobs += [partial(step.run, step.frozen()) for step in steps]
 
     def measure() -> dict[str, float]:
-        with environment.suitable_threads(setup.executor.device, clip.shape):
+        with suitable_threads(setup.executor.device, clip.shape):
             for job in jobs:  # to warm up
                 job()
             rounds = [[timed(job, setup.executor.device) for job in jobs] for _ in range(ROUNDS)]

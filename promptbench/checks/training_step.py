@@ -12,16 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptbench.clip.arithmetic import autocast
 from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.precision import Precision
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, Recipe, Shots, get_method, resolve_settings
-from promptbench.training.loop import autocast, create, make_optimizer
+from promptbench.methods._base import Batch, Method, Shots
+from promptbench.methods._registry import Recipe, get_method, resolve_settings
+from promptbench.training.loop import create
+from promptbench.training.steps import make_optimizer
 from promptbench.trials.benchmarks import DEFAULT
 from promptbench.trials.record import Record
-from promptbench.trials.trial import Precision
 
 _SHOTS = 16
 
@@ -36,6 +40,7 @@ class TrainingStep:
         recipe.method.check(settings, clip.shape)
         self.name, self.clip, self.classes, self.size = recipe.name, clip, classes, batch
         self.precision: Precision = precision
+        self.fast, self.reference = clip, ReferenceCLIP(clip)
         self.method: Method = create(recipe.method, clip, settings, classes, seed=1)
         device, e = clip.device, clip.shape.embed_dim
         side = clip.preprocess["size"]
@@ -72,11 +77,11 @@ class TrainingStep:
 
     def run_reference(self) -> Tensor:
         """The same step the official way."""
-        self.clip.reference = True
+        self.clip = self.method.clip = self.reference
         try:
             return self.run(None)
         finally:
-            self.clip.reference = False
+            self.clip = self.method.clip = self.fast
 
     def text(self) -> None:
         """The text tower of a step alone, forward and backward."""

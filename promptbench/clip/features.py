@@ -1,4 +1,4 @@
-"""Frozen image features: of test pictures and of training views, computed once for every method and seed."""
+"""Frozen image features: of test images and of training views, computed once for every method and seed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 
-BATCH = 256  # pictures run at once where no gradient is kept
+BATCH = 256  # images run at once where no gradient is kept
 
 
 @torch.no_grad()
@@ -28,8 +29,8 @@ def frozen_features(
     """
 
     def compute() -> Tensor:
-        pictures = load_batches(dataset, items, views, chunks(len(items)), draw, clip.device, workers)
-        features = torch.cat([clip.image_features(images).float() for images in pictures])
+        batches = load_batches(dataset, items, views, chunks(len(items)), draw, clip.device, workers)
+        features = torch.cat([clip.image_features(images).float() for images in batches])
         require_finite(features, f"image features of {dataset.name}")
         return features
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from promptbench.clip.weights import Shape
+from promptbench.clip.backbones import Shape
 
 # Numbers of the tower's width that a transformer block keeps per token for its backward pass where the
 # weights are frozen: two norm inputs of the fp32 stream; q, k, v, what attention gives, and the MLP before
 # and after its GELU.
 _STREAM, _INSIDE = 2, 3 + 1 + 2 * 4
 _RUNTIME = 400 * 2**20  # torch itself and its libraries
-_EVALUATED = 256  # pictures per batch without gradient, see frozen.BATCH
+_EVALUATED = 256  # images per batch without gradient, see features.BATCH
 
 
 def kept_bytes(tokens: int, width: int, layers: int, size: int = 4) -> int:
@@ -33,6 +34,33 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class ActivationMemory:
+    """What the text tower of ``layers`` blocks may keep for its backward pass.
+
+    ``bytes``: the bound; None: half of what is free at first use, divided among ``share`` processes.
+    """
+
+    def __init__(self, device: torch.device, layers: int) -> None:
+        self.device, self.layers = device, layers
+        self.bytes: int | None = None
+        self.share = 1
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether what is kept of hidden states ``x`` [tokens, d_t] fits; nothing is where no gradient is."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return True
+        if self.bytes is None:
+            self.bytes = free_memory(self.device) // (2 * self.share)
+        size = active_precision(self.device).itemsize
+        return kept_bytes(len(x), x.shape[1], self.layers, size) <= self.bytes
+
+
+def active_precision(device: torch.device) -> torch.dtype:
+    """The number format of matrix products here and now: autocast's, or fp32."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 def _tokens(name: str) -> int:

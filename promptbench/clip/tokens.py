@@ -4,34 +4,24 @@ A *row* is the token ids of one prompt from start to end token. Learnable contex
 negative numbers: slot ``j`` is ``-1 - j``.
 """
 
-import functools
 from collections.abc import Sequence
 from copy import copy
 from typing import Any, Literal
 
 import torch
 
+from promptbench.clip.prompts import mixed
+from promptbench.clip.tokenizer import END as END
+from promptbench.clip.tokenizer import START as START
+from promptbench.clip.tokenizer import Row as Row
+from promptbench.clip.tokenizer import decode
+from promptbench.clip.tokenizer import encode as encode
 from promptbench.data.classnames import readable
 from promptbench.errors import UserError
 
-START, END = 49406, 49407
 Position = Literal["end", "middle", "front"]
-Row = tuple[int, ...]
 # Up to so many packed tokens one attention with a mask costs less than one per length (docs/speed.md).
 DENSE = 256
-
-
-@functools.cache
-def _tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-@functools.lru_cache(maxsize=100_000)
-def encode(text: str) -> Row:
-    """CLIP's byte-pair ids of ``text``, without start and end token."""
-    return tuple(_tokenizer().encode(text))
 
 
 def text_rows(texts: Sequence[str]) -> tuple[Row, ...]:
@@ -78,11 +68,6 @@ def prompt_rows(
     return tuple(rows)
 
 
-def mixed(new: torch.Tensor, old: torch.Tensor, mix: float) -> torch.Tensor:
-    """Deep prompts with what came out of the block before: ``mix * new + (1 - mix) * old``."""
-    return new if mix == 1 else mix * new + (1 - mix) * old
-
-
 class TextLayout:
     """Where every token of C prompts goes when nothing is padded and nothing is computed twice.
 
@@ -117,7 +102,7 @@ class TextLayout:
     ) -> None:
         longest = max(rows, key=len)
         if len(longest) > context_length:
-            text = _tokenizer().decode([token for token in longest[1:-1] if token >= 0]).strip()
+            text = decode(tuple(token for token in longest[1:-1] if token >= 0))
             raise UserError(
                 f"The prompt with {text!r} has {len(longest)} tokens, but this backbone reads "
                 f"{context_length}; shorten the class name or the template, or use fewer context tokens "

@@ -1,139 +1,36 @@
-"""Backbones by name and their weights from a tag or a file: an error says what does not fit, and why.
+"""The weights of a backbone, from a tag or a file: an error says what does not fit, and why.
 
 Anything that could make a number silently wrong is refused: a QuickGELU mismatch (open_clip only warns),
-a missing, extra or wrongly shaped array, a tower our forward does not reproduce, pictures that must be
-brought to size in another way than ours (`promptbench.data.views`).
+a missing, extra or wrongly shaped array, images that must be resized in another way than ours
+(`promptbench.data.views`).
 """
 
-import io
-import json
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from promptbench.clip.architectures import native, refusal
+from promptbench.clip.backbones import Shape as Shape
+from promptbench.clip.backbones import backbone_config as backbone_config
+from promptbench.clip.backbones import backbone_shape as backbone_shape
+from promptbench.clip.backbones import backbones as backbones
+from promptbench.clip.backbones import pocket_folder as pocket_folder
+from promptbench.clip.backbones import shape_of as shape_of
+from promptbench.clip.weight_files import OPENAI_MARKS, hugging_face_gelu, is_hugging_face
+from promptbench.clip.weight_files import from_hugging_face as from_hugging_face
+from promptbench.clip.weight_files import read_weights as read_weights
 from promptbench.data.cards import POCKET
 from promptbench.errors import UserError, unknown
 from promptbench.storage import hash_file
 
-_OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # extra keys of OpenAI's own files
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".bin")
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-}
-#: keys under which checkpoints keep the state dict, and prefixes that wrappers put before its names
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.")
-#: parts of names in Hugging Face's CLIPModel and in open_clip's CLIP (transformers: models/clip/
-#: convert_clip_original_pytorch_to_hf.py, read backwards); "pre_layrnorm" is theirs
-_HUGGING_FACE = (
-    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
-    ("vision_model.post_layernorm.", "visual.ln_post."),
-    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_model.embeddings.token_embedding.", "token_embedding."),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("text_model.final_layer_norm.", "ln_final."),
-    ("text_projection.weight", "text_projection"),
-    (".layer_norm1.", ".ln_1."),
-    (".layer_norm2.", ".ln_2."),
-    (".self_attn.", ".attn."),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a backbone, read from its configuration: enough to count a method's parameters."""
-
-    embed_dim: int
-    text_width: int
-    text_layers: int
-    context_length: int
-    vision_width: int
-    vision_layers: int
-    image_size: int
-    patch_size: int = 16
-    vocabulary: int = 49408
-
-
-def pocket_folder() -> Path:
-    """Where the embedded backbone lies inside the installed package."""
-    return Path(str(resources.files("promptbench.datasets"))) / "pocket" / "backbone"
-
-
-def backbones() -> list[str]:
-    """Names accepted by ``--backbone``: the embedded one and every native open_clip ViT we can run."""
-    return [POCKET, *native()]
-
-
-@cache
-def _open_clip_config(name: str) -> dict[str, Any]:
-    import open_clip
-
-    # Other names, such as "hf-hub:...", open_clip would look for on the network or on the disk.
-    return (open_clip.get_model_config(name) or {}) if name in open_clip.list_models() else {}
-
-
-def backbone_config(name: str) -> dict[str, Any]:
-    """The open_clip model configuration of a backbone. Raises UserError if unknown or not supported."""
-    if name == POCKET:
-        return json.loads((pocket_folder() / "pocket.json").read_text())["model_cfg"]
-    config = _open_clip_config(name)
-    if not config:
-        raise unknown("backbone", name, backbones(), "See `promptbench ls backbones`.")
-    if reason := refusal(config):
-        raise UserError(
-            f"Backbone {name!r} cannot be prompted here: {reason}; choose a native CLIP ViT from "
-            f"`promptbench ls backbones`."
-        )
-    return config
-
-
-def backbone_shape(name: str) -> Shape:
-    """Sizes of a backbone without loading weights. Raises UserError as `backbone_config`."""
-    return shape_of(backbone_config(name))
-
-
-def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Sizes from an open_clip model configuration."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    return Shape(
-        embed_dim=config["embed_dim"],
-        text_width=text.get("width", 512),
-        text_layers=text.get("layers", 12),
-        context_length=text.get("context_length", 77),
-        vision_width=vision["width"],
-        vision_layers=vision["layers"],
-        image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 16),
-        vocabulary=text.get("vocab_size", 49408),
-    )
-
-
 def preprocessing(name: str, pretrained: str | None) -> dict[str, Any]:
-    """``mean``, ``std`` (per channel) and ``size`` (pixels) of the pictures this backbone expects: those of
+    """``mean``, ``std`` (per channel) and ``size`` (pixels) of the images this backbone expects: those of
     the weights' tag; of a file without a tag, OpenAI's. Raises UserError as `weights_file`."""
     tag = _find(name, pretrained)[1]
     config = _tag_config(name, tag) if tag else {}
@@ -164,7 +61,7 @@ def fitting_tags(name: str) -> list[str]:
 
 
 def _other_views(tag: Mapping[str, Any]) -> str:
-    """How the pictures of these weights are brought to size, if not as ours are; else empty."""
+    """How images are resized for these weights, if not in our way; else empty."""
     resize, interpolation = tag.get("resize_mode") or "shortest", tag.get("interpolation") or "bicubic"
     if resize != "shortest":
         return f"resized by {resize!r}"
@@ -176,7 +73,7 @@ def weights_file(name: str, pretrained: str | None) -> tuple[Path | None, str]:
 
     ``pretrained`` is an open_clip tag, a local file, or TAG=FILE: the weights are the file's; mean, std and
     QuickGELU those of the tag, since a file does not tell them. Checks everything short of reading.
-    Raises UserError for a missing file, an unknown tag, a tag trained with the other GELU, or on pictures
+    Raises UserError for a missing file, an unknown tag, a tag trained with the other GELU, or on images
     resized in another way than ours.
     """
     path, tag = _find(name, pretrained)
@@ -231,7 +128,7 @@ def _check_tag(name: str, tag: str) -> None:
     config = _tag_config(name, tag)
     if reason := _other_views(config):
         raise UserError(
-            f"The weights {tag!r} of {name} were trained on pictures {reason}, but here the shortest side is "
+            f"The weights {tag!r} of {name} were trained on images {reason}, but here the shortest side is "
             "resized (bicubic) and the rest cropped; choose other weights from `promptbench ls backbones`."
         )
     model = bool(backbone_config(name).get("quick_gelu", False))
@@ -267,13 +164,13 @@ def load_model(name: str, pretrained: str | None = None) -> tuple[torch.nn.Modul
                 f"on a machine with a network and pass it with `--pretrained {tag}=FILE`."
             ) from None
     state = read_weights(path)
-    if _OPENAI_MARKS & state.keys():
+    if OPENAI_MARKS & state.keys():
         _check_gelu(name, bool(config.get("quick_gelu", False)), True, f"{path.name}: OpenAI's weights")
-        state = {key: value for key, value in state.items() if key not in _OPENAI_MARKS}
+        state = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
     what = path.name
-    if _is_hugging_face(state):
+    if is_hugging_face(state):
         what = f"{path.name} (Hugging Face's CLIP layout)"
-        if not tag and (quick := _hugging_face_gelu(path)) is not None:
+        if not tag and (quick := hugging_face_gelu(path)) is not None:
             _check_gelu(name, bool(config.get("quick_gelu", False)), quick, f"{what}: these weights")
         state = from_hugging_face(state)
     return build_model(config, state, what), config, hash_file(path)
@@ -329,134 +226,3 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         )
     model.load_state_dict({key: value.float() for key, value in state.items()})
     return model
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The arrays of a weights file: safetensors, a ``.pt`` state dict (alone or in a checkpoint), or OpenAI's
-    TorchScript archive; without the prefixes of wrappers such as DataParallel and torch.compile.
-
-    No code from the file is ever run: ``.pt`` goes through torch's weights_only reader, TorchScript
-    archives through a reader of our own that knows tensors and nothing else.
-    Raises UserError if the file is truncated, not a weights file, or not safe to read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return _unwrapped(load_file(path))
-        if _is_torchscript(path):
-            return _read_torchscript(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is not a weights file, or holds more than a state dict and is not unpickled, since that "
-            "could run code; get it again or save it as safetensors."
-        ) from None
-    except Exception as error:
-        raise UserError(
-            f"Cannot read the weights in {path} ({type(error).__name__}): the file is truncated or not a "
-            "weights file; get it again."
-        ) from None
-    for _ in range(3):  # a checkpoint's state dict may lie in a checkpoint
-        inner = [state[key] for key in _NESTED if key in state] if isinstance(state, Mapping) else []
-        state = next((one for one in inner if isinstance(one, Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(
-            f"{path} holds no state dict of tensors; save the model's state_dict() as safetensors."
-        )
-    return _unwrapped({str(key): value for key, value in state.items()})
-
-
-def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The arrays without what wrappers put before all of their names, such as "module." and "_orig_mod."."""
-    for prefix in _WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state):
-            return _unwrapped({key.removeprefix(prefix): value for key, value in state.items()})
-    return state
-
-
-def _is_hugging_face(state: Mapping[str, torch.Tensor]) -> bool:
-    return any(key.startswith(("text_model.", "vision_model.")) for key in state)
-
-
-def from_hugging_face(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Arrays of Hugging Face's CLIPModel under open_clip's names: queries, keys and values in one array,
-    projections transposed, position numbers left out. What has no place there keeps its name."""
-    found = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    for part in ("weight", "bias"):
-        for key in [one for one in found if one.endswith(f"self_attn.q_proj.{part}")]:
-            three = [key.replace("q_proj", f"{kind}_proj") for kind in "qkv"]
-            if all(one in found for one in three):
-                joined = torch.cat([found.pop(one) for one in three])
-                found[key.replace("self_attn.q_proj.", "self_attn.in_proj_")] = joined
-    renamed = {}
-    for key, value in found.items():
-        transposed = key in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2
-        for theirs, ours in _HUGGING_FACE:
-            key = key.replace(theirs, ours)
-        renamed[key] = value.t().contiguous() if transposed else value
-    return renamed
-
-
-def _hugging_face_gelu(path: Path) -> bool | None:
-    """Whether the weights file beside a ``config.json`` of Hugging Face's CLIP was trained with QuickGELU;
-    None where nothing tells."""
-    try:
-        config = json.loads((path.parent / "config.json").read_text("utf-8"))
-        towers = [config[tower].get("hidden_act", "quick_gelu") for tower in ("text_config", "vision_config")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return "quick_gelu" in towers
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-class _Node:
-    """Stands for any TorchScript module object: only its attributes are kept."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
-def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a TorchScript archive such as OpenAI's ViT-B-16.pt, without its code."""
-    with zipfile.ZipFile(path) as archive:
-        root = next(n for n in archive.namelist() if n.endswith("/data.pkl")).removesuffix("data.pkl")
-
-        class Reader(pickle.Unpickler):
-            def find_class(self, module: str, name: str) -> Any:
-                if module.startswith("__torch__"):
-                    return _Node
-                if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                    return lambda flat, offset, size, stride, *_: flat.as_strided(size, stride, offset)
-                if (module, name) == ("collections", "OrderedDict"):
-                    return OrderedDict
-                if module == "torch" and name in _STORAGES:
-                    return _STORAGES[name]
-                if module == "torch.jit._pickle":  # typed lists of ints, tensors, ...
-                    return lambda value: value
-                raise pickle.UnpicklingError(f"{module}.{name}")
-
-            def persistent_load(self, pid: Any) -> Any:
-                _, dtype, key, _, _ = pid
-                return torch.frombuffer(bytearray(archive.read(f"{root}data/{key}")), dtype=dtype)
-
-        top = Reader(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
-    found: dict[str, torch.Tensor] = {}
-
-    def walk(node: _Node, prefix: str) -> None:
-        for name, value in vars(node).items():
-            if isinstance(value, _Node):
-                walk(value, f"{prefix}{name}.")
-            elif isinstance(value, torch.Tensor) and name != "attn_mask":  # a constant, not a weight
-                found[prefix + name] = value
-            elif not prefix and name in _OPENAI_MARKS:
-                found[name] = torch.tensor(value)
-
-    walk(top, "")
-    return found

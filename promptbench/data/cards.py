@@ -1,19 +1,22 @@
-"""What a dataset's YAML card says about it, and which datasets and suites there are."""
+"""Dataset cards (YAML), and the datasets and suites that they define."""
 
 import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptbench.errors import UserError, invalid, unknown
 from promptbench.storage import read_yaml
 
-POCKET = "pocket"  # the embedded default: a backbone and a suite
+POCKET = "pocket"  # the embedded default backbone and suite
 Half = Literal["base", "novel", "all"]
 Split = Literal["train", "val", "test"]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Archive(BaseModel):
@@ -42,18 +45,18 @@ class Card(BaseModel):
     folder: str = Field("", description="folder under the data root; empty for data beside the card")
     images: str = Field("", description="image root inside the folder: what the split's paths start from")
     archives: tuple[Archive, ...] = ()
-    options: dict[str, str] = Field({}, description="what else the loader needs to know")
+    options: dict[str, str] = Field({}, description="further options of the loader")
     template: str = Field("a photo of a {}.", pattern=r"\{\}")
     classes: int | None = None
-    sizes: dict[Split, int] | None = Field(None, description="pictures per split")
-    halves: dict[Half, int] | None = Field(None, description="test pictures of base and novel half")
+    sizes: dict[Split, int] | None = Field(None, description="images per split")
+    halves: dict[Half, int] | None = Field(None, description="test images of base and novel half")
     landmarks: tuple[str, str, str, str] | None = Field(
         None, description="first class, last base class, first novel class, last class"
     )
     published: dict[Half, float] = Field({}, description="published zero-shot accuracy of ViT-B/16, percent")
     repeated_names: bool = Field(False, description="True where two classes share a name, as in ImageNet")
-    flip: bool = Field(True, description="False where a mirrored picture is no longer of its class")
-    style: str = Field("", description="regular expression: its one group, in a picture's path, is the style")
+    flip: bool = Field(True, description="False where a mirrored image is no longer of its class")
+    style: str = Field("", description="regular expression: its one group, in an image's path, is the style")
     suite: str = ""
     licence: str = ""
     url: str = ""

@@ -1,4 +1,4 @@
-"""Whether the data are what their cards say: files, class counts, split sizes, class order, pictures."""
+"""Check datasets against their cards: files, class counts, split sizes, class order, images."""
 
 import hashlib
 import io
@@ -11,18 +11,18 @@ from promptbench.data import dataset as data
 from promptbench.data.cards import Card, cards
 from promptbench.data.classnames import readable
 from promptbench.data.contents import SEVERAL
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.folders import note
 from promptbench.data.images import several_frames
-from promptbench.data.listing import note
-from promptbench.data.splits import overlap
+from promptbench.data.splits import Item, overlap
 from promptbench.errors import UserError, unknown
 
-SAMPLE = 10  # pictures decoded per split where not all are
+SAMPLE = 10  # images decoded per split where not all are
 
 
 @dataclass
 class Check:
-    """What was found of one dataset. It is in order if ``problems`` is empty; ``notes`` say what else its
+    """What was found for one dataset. It is in order if ``problems`` is empty; ``notes`` hold what else the
     user may want to know."""
 
     name: str
@@ -42,13 +42,13 @@ class Check:
             "classes": self.classes,
             "train / val / test": self.sizes,
             "base / novel test": self.halves,
-            "pictures decoded": self.decoded,
+            "images decoded": self.decoded,
         }
 
 
 def check(names: Sequence[str], root: Path | None, full: bool = False) -> list[Check]:
-    """Check datasets by name (none: all that are shipped or lie under the data root); with ``full`` every
-    picture is decoded, else a sample. Raises UserError for an unknown name."""
+    """Check datasets by name (none: all that are shipped or are under the data root). ``full`` decodes every
+    image, otherwise a sample is decoded. Raises UserError for an unknown name."""
     for name in names:
         if name.partition(":")[0] not in cards() and not Path(name).exists():
             raise unknown("dataset", name, cards(), "See `promptbench ls datasets`.")
@@ -78,9 +78,7 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
         result.problems.append(dataset.nonstandard)
     if card.halves and (card.halves["base"], card.halves["novel"]) != (base, novel):
         wanted = f"{card.halves['base']:,} / {card.halves['novel']:,}"
-        result.problems.append(
-            f"{base:,} / {novel:,} test pictures in base and novel half instead of {wanted}"
-        )
+        result.problems.append(f"{base:,} / {novel:,} test images in base and novel half instead of {wanted}")
     _check_order(card, dataset, result)
     _check_overlap(dataset, result)
     result.notes += dataset.notes
@@ -90,7 +88,7 @@ def _check(name: str, root: Path | None, full: bool) -> Check:
 
 
 def _as_it_is(card: Card | None, root: Path | None) -> Dataset | None:
-    """A dataset that has its split file but is not what its card says; None if it cannot be loaded so."""
+    """A dataset that has its split file but differs from its card; None if it cannot be loaded like that."""
     folder = data.data_root(root)
     if not (card and card.folder and folder and (folder / card.folder / card.source).is_file()):
         return None
@@ -101,7 +99,7 @@ def _as_it_is(card: Card | None, root: Path | None) -> Dataset | None:
 
 
 def _missing(card: Card | None, root: Path | None) -> str:
-    """What belongs into a dataset's folder that is not there; empty if the folder is."""
+    """What the dataset's folder must contain, if there is no folder; else empty."""
     folder = data.data_root(root)
     if card is None or not card.folder or folder is None or (folder / card.folder).is_dir():
         return ""
@@ -113,18 +111,18 @@ def _missing(card: Card | None, root: Path | None) -> str:
 
 
 def _check_overlap(dataset: Dataset, result: Check) -> None:
-    """A picture twice in a split, or in two splits; ImageNet's validation pictures are its test pictures."""
+    """Duplicates within a split or across splits; ImageNet's validation images are its test images."""
     paths = {split: [item.path for item in items] for split, items in dataset.splits.items()}
     for split, mine in paths.items():
         if twice := len(mine) - len(set(mine)):
-            result.problems.append(f"{twice:,} pictures stand twice in {split}")
+            result.problems.append(f"{twice:,} images are duplicated in {split}")
     for (one, other), both in overlap(dataset.splits).items():
-        result.problems.append(f"{len(both):,} pictures stand in {one} and in {other}, such as {both[0]!r}")
+        result.problems.append(f"{len(both):,} images are in both {one} and {other}, such as {both[0]!r}")
 
 
 def _check_copies(dataset: Dataset, full: bool, result: Check) -> None:
-    """Images that training and test have in common under other names. Of a standard dataset only with
-    ``full``: all its images must be read for that."""
+    """Test images with the contents of a training image but another name. For a standard dataset only with
+    ``full``, since this reads all images."""
     if dataset.official and not full:
         return
     hashes = {split: _hashes(dataset, items) for split, items in dataset.splits.items()}
@@ -139,15 +137,15 @@ def _check_copies(dataset: Dataset, full: bool, result: Check) -> None:
 
 
 def _hashes(dataset: Dataset, items: Sequence[Item]) -> list[str]:
-    """Of the items' contents; empty where an image is no file."""
+    """Hashes of the items' contents; empty where an image is not a file."""
     if dataset.root:
         return dataset.hashes(item.path for item in items)
-    found = (dataset.pictures(item.path) for item in items)
+    found = (dataset.images(item.path) for item in items)
     return [hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else "" for one in found]
 
 
 def _check_order(card: Card, dataset: Dataset, result: Check) -> None:
-    """First and last classes of both halves: a wrong order of labels moves the cut without any error."""
+    """Check first and last classes of both halves: a wrong class order moves the cut without any error."""
     if not card.landmarks:
         return
     names, middle = dataset.classnames, len(dataset.half("base"))
@@ -170,10 +168,10 @@ def _decode(dataset: Dataset, full: bool, result: Check) -> None:
     bad, several = [], []
     for item in items:
         try:
-            dataset.picture(item.path)
+            dataset.image(item.path)
         except UserError as error:
             bad.append(str(error))
-        if dataset.root is None and isinstance(found := dataset.pictures(item.path), bytes):
+        if dataset.root is None and isinstance(found := dataset.images(item.path), bytes):
             several += [item.path] if several_frames(io.BytesIO(found)) else []
     result.notes += note(SEVERAL, several)
     result.decoded = f"{len(items) - len(bad):,} of {len(items):,}"

@@ -1,4 +1,4 @@
-"""Class names: what a prompt says of them, what CLIP reads of that, and label spaces."""
+"""Class names: their text in a prompt, the words that CLIP reads, and label spaces."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,16 +8,16 @@ SPECIAL = ("<start_of_text>", "<end_of_text>")  # of CLIP's tokenizer
 
 
 def readable(classname: str) -> str:
-    """The class name as it goes into a prompt: underscores become blanks."""
+    """The class name as it goes into a prompt: underscores become spaces."""
     return classname.replace("_", " ")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """What CLIP's tokenizer cuts ``text`` into before it numbers the parts: texts with equal words have equal
-    tokens, and no others.
+    """The parts that CLIP's tokenizer cuts ``text`` into before encoding: two texts have equal tokens exactly
+    if they have equal words.
 
     Broken and composed characters, quotes, ligatures and full width are made one, entities resolved, case and
-    blanks dropped (openai/CLIP: clip/simple_tokenizer.py). Written out so that no torch need be loaded.
+    whitespace dropped (openai/CLIP: clip/simple_tokenizer.py). Written here so that torch is not loaded.
     """
     import html
 

@@ -1,8 +1,8 @@
 """Hashes of the contents of image files, each file read once.
 
-Names, sizes and times do not tell one image from another: archives and `rsync -a` set all of them. So a file
-is hashed, and the hash is kept in the user's cache under what the system says of the file: size, times of
-change of contents and of status, and inode. The system alone sets the time of change of status.
+Names, sizes and modification times do not identify an image: archives and `rsync -a` set all of them. So each
+file is hashed, and the hash is cached for the user together with the file's size, mtime, ctime and inode.
+Only the system sets ctime.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from promptbench.data import kept
+from promptbench.data.folders import note
 from promptbench.data.images import formats, several_frames
-from promptbench.data.listing import note
 from promptbench.storage import default_folder, hash_value
 
-MANY = 5000  # files: above this reading them is announced
-SEVERAL = "of several frames only the first is used"
+MANY = 5000  # files; reading more than this prints a message
+SEVERAL = "only the first of several frames is used"
 _Stamp = tuple[int, int, int, int]
 
 
@@ -36,10 +36,10 @@ _tables: dict[Path, dict[str, tuple[_Stamp, Content]]] = {}  # by kept file: wha
 
 
 def contents(root: Path, paths: Iterable[str]) -> list[Content]:
-    """What is in the files ``root / path``, in their order; files that changed since are read again.
+    """Contents of the files ``root / path``, in order; files that changed since the last call are read again.
 
-    Reads in threads. One file per dataset folder keeps what was found; one that is damaged is made anew, and
-    of two commands that write it at once the later wins: what is missing then is read again.
+    Reads in threads. One cache file per dataset folder holds the results. A damaged cache file is replaced;
+    if two commands write it at once, the later one wins and missing entries are read again.
     """
     wanted, resolved = list(paths), root.resolve()
     path = default_folder() / "contents" / f"{hash_value(str(resolved))}.json"
@@ -55,7 +55,7 @@ def contents(root: Path, paths: Iterable[str]) -> list[Content]:
             found[one] = table[one][1]
     missing = [one for one in stamps if one not in found]
     if len(missing) > MANY:
-        print(f"Reading {len(missing):,} images in {root} once, to know them again ...", file=sys.stderr)
+        print(f"Reading {len(missing):,} images in {root} once, to detect later changes ...", file=sys.stderr)
     if missing:
         formats()  # here: Pillow loads its plugins, which threads must not do at once
         with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
@@ -69,13 +69,13 @@ def contents(root: Path, paths: Iterable[str]) -> list[Content]:
 
 
 def frames_note(paths: Sequence[str], found: Sequence[Content]) -> list[str]:
-    """The note on images of several frames."""
+    """The note on images with several frames."""
     several = [path for path, one in zip(paths, found, strict=True) if one.several]
     return note(SEVERAL, several)
 
 
 def _look(path: str) -> tuple[_Stamp | None, Content]:
-    """A file's content, and its stamp if it can be known again by that."""
+    """A file's content, and its stamp if the stamp identifies that content."""
     try:
         before = _stamp(path)
         with open(path, "rb") as file:  # noqa: PTH123 - a million Path objects take longer than the hashes

@@ -26,17 +26,17 @@ from promptbench.data.splits import Item, Splits, restrict
 from promptbench.errors import UserError, unknown
 from promptbench.storage import hash_file, hash_value
 
-Pictures = Callable[[str], bytes | Image.Image]
+Images = Callable[[str], bytes | Image.Image]
 
 
 class Found(NamedTuple):
-    """What a loader finds. ``fingerprint`` covers the splits and, unless ``official``, the contents of the
-    images. ``classnames`` where the splits do not tell them in full; ``nonstandard`` says in a few words how
-    the splits differ from the published ones. ``official``: a standard dataset, whose images are read as its
-    official loader does and are too many to be hashed whole. ``notes``: see `Dataset`."""
+    """What a loader returns. ``fingerprint`` covers the splits and, unless ``official``, the contents of the
+    images. ``classnames`` is given where the splits do not have all of them; ``nonstandard`` says in a few
+    words how the splits differ from the published ones. ``official``: a standard dataset, whose images are
+    read as its official loader reads them and are too many to hash. ``notes``: see `Dataset`."""
 
     splits: Splits
-    pictures: Pictures
+    images: Images
     fingerprint: str
     classnames: tuple[str, ...] | None = None
     nonstandard: str = ""
@@ -46,18 +46,18 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, labels, class names and splits. ``fingerprint`` identifies splits, wording and the contents of
-    the images; of a standard dataset (``official``) it leaves those out, and `files` has them of the images
-    that a trial reads. ``nonstandard`` says how the splits differ from the published ones, empty if they do
-    not; ``notes`` what a user may not expect: what was left out, or is read in part."""
+    """Images, labels, class names and splits. ``fingerprint`` identifies splits, template and the contents of
+    the images; for a standard dataset (``official``) without the contents, which `files` hashes for the
+    images that a trial reads. ``nonstandard`` says how the splits differ from the published ones, empty if
+    they do not; ``notes`` hold what a user may not expect, such as files that were left out."""
 
     card: Card
     classnames: tuple[str, ...]
     splits: Splits
-    pictures: Pictures
+    images: Images
     fingerprint: str
     nonstandard: str = ""
-    draws: Path | None = None  # folder of foreign draws to use instead of our own
+    draws: Path | None = None  # folder of imported draws to use instead of our own
     official: bool = False
     notes: tuple[str, ...] = ()
 
@@ -65,10 +65,10 @@ class Dataset:
     def name(self) -> str:
         return self.card.name
 
-    def picture(self, path: str) -> Image.Image:
+    def image(self, path: str) -> Image.Image:
         """The image in RGB, see `images.decode`. Raises UserError naming a file that it cannot decode."""
         try:
-            return decode(self.pictures(path), self.official)
+            return decode(self.images(path), self.official)
         except UserError:
             raise
         except Exception as error:
@@ -77,24 +77,24 @@ class Dataset:
             # a ValueError says what to do with the file as it is
             fix = "replace" if isinstance(error, ValueError) else "restore"
             raise UserError(
-                f"Picture {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); {fix} "
+                f"Image {where!r} of {self.name} cannot be read ({cause or type(error).__name__}); {fix} "
                 "the file or take it out of the split."
             ) from None
 
     @property
     def root(self) -> Path | None:
-        """Where the pictures lie as files; None for archives and scans from packages."""
-        one = self.pictures
+        """The folder of the image files; None for archives and scans from packages."""
+        one = self.images
         return one.args[0] if isinstance(one, partial) and one.func is read_file else None
 
     def hashes(self, paths: Iterable[str]) -> list[str]:
-        """SHA-256 (hex) of the contents of image files, empty for one that cannot be read; no list where
-        images do not lie as files, since ``fingerprint`` covers them."""
+        """SHA-256 (hex) of the contents of image files, empty for one that cannot be read. Without image
+        files (`root` is None) the list is empty, since ``fingerprint`` covers the images."""
         return [one.sha256 for one in contents(self.root, paths)] if self.root else []
 
     def files(self, items: Iterable[Item]) -> str:
-        """What tells the images of ``items`` from others under the same names where ``fingerprint`` does not:
-        a hash of their contents; else empty."""
+        """A hash of the contents of the images of ``items`` where ``fingerprint`` does not cover them; else
+        empty."""
         return hash_value(self.hashes(sorted({item.path for item in items}))) if self.official else ""
 
     def half(self, half: Half) -> list[int]:
@@ -116,7 +116,7 @@ class Dataset:
         return restrict(self.splits[split], self.half(half), limit)
 
     def style(self, item: Item) -> str:
-        """The drawing style of a picture, from its path; empty if the card tells none.
+        """The drawing style of an image, from its path; empty if the card has no pattern.
 
         Raises UserError naming the path if the card's pattern finds no style in it.
         """
@@ -126,40 +126,43 @@ class Dataset:
         if not found or not found[1]:
             raise UserError(
                 f"The card of {self.name} finds no style in the path {item.path!r}; correct its pattern "
-                f"{self.card.style!r} or rename the picture."
+                f"{self.card.style!r} or rename the image."
             )
         return found[1]
 
     def few_shot(self, shots: int, seed: int, half: Half) -> list[Item]:
-        """The training pictures of `draw`."""
+        """The training images of `draw`."""
         return self.draw(shots, seed, half)[0]
 
     def draw(self, shots: int, seed: int, half: Half) -> tuple[list[Item], list[Item]]:
-        """The training pictures of a trial, sampled over all classes, then cut to ``half``; and the
-        validation pictures that go with them, min(shots, 4) per class: none where the split's validation
-        pictures are its test pictures (ImageNet), which must choose nothing.
+        """The training images of a trial, sampled over all classes, then cut to ``half``; and its
+        validation images, min(shots, 4) per class: none where the split's validation images are its test
+        images (ImageNet), on which nothing may be selected.
 
         Raises UserError as `require_shots`.
         """
         self.require_shots(shots, [])
-        kept = self._foreign_draw(shots, seed) if self.draws else kept_draw(self, shots, seed)
+        if self.draws:
+            kept = self._imported_draw(shots, seed)
+        else:
+            kept = kept_draw(self.splits, self.name, self.fingerprint, shots, seed)
         train, val = (restrict(items, self.half(half)) for items in kept)
         return train, [] if list(self.splits["val"]) == list(self.splits["test"]) else val
 
     def require_shots(self, shots: int, seeds: Sequence[int]) -> None:
-        """Raises UserError if a class holds fewer than ``shots`` pictures, or where foreign draws are to be
-        used and that of a seed is missing or names other pictures."""
+        """Raises UserError if a class has fewer than ``shots`` images, or if imported draws are used and
+        the draw of a seed is missing or names other images."""
         sizes = Counter(item.label for item in self.splits["train"])
         smallest = min(range(len(self.classnames)), key=sizes.__getitem__)
         if sizes[smallest] < shots:
             raise UserError(
                 f"Class {self.classnames[smallest]!r} of {self.name} has {sizes[smallest]} training "
-                f"pictures, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
+                f"images, fewer than {shots} shots; use --shots {sizes[smallest]} or less."
             )
         for seed in seeds if self.draws else ():
-            self._foreign_draw(shots, seed)
+            self._imported_draw(shots, seed)
 
-    def _foreign_draw(self, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    def _imported_draw(self, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
         assert self.draws is not None
         path = draw_file(self.draws, self.name, shots, seed)
         if not path.is_file():
@@ -169,7 +172,7 @@ class Dataset:
             known = self.splits["train" if split == "training" else "val"]
             if strange := set(items) - set(known):
                 raise UserError(
-                    f"{path} names {min(strange).path!r}, which is no {split} picture of {self.name}."
+                    f"{path} names {min(strange).path!r}, which is not a {split} image of {self.name}."
                 )
         return train, val
 
@@ -178,13 +181,13 @@ class Dataset:
 
 
 def data_root(given: Path | None = None) -> Path | None:
-    """Where the user's datasets lie: ``given``, else PROMPTBENCH_DATA, else nowhere."""
+    """The folder of the user's datasets: ``given``, else PROMPTBENCH_DATA, else None."""
     return given or (Path(found) if (found := os.environ.get("PROMPTBENCH_DATA")) else None)
 
 
 def locate(name: str, root: Path | None = None, template: str | None = None) -> tuple[Card, Path]:
     """The card called ``name`` and the folder of its data; ``name`` may also be the path of a card (.yaml)
-    or of a folder with one sub-folder of pictures per class. ``template`` replaces the card's.
+    or of a folder with one sub-folder of images per class. ``template`` replaces the card's.
 
     Raises UserError for an unknown name, or if the data would be under a data root and there is none.
     """
@@ -197,9 +200,9 @@ def locate(name: str, root: Path | None = None, template: str | None = None) -> 
         slug = re.sub("[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_") or "pictures"
         slug = f"my-{slug}" if slug in cards() else slug  # tables must not mix the two
         own = {"source": "."} if (folder / "split.json").is_file() else {"loader": "folders"}
-        card = Card(name=slug, title=f"Pictures in {folder.name}", **own)
+        card = Card(name=slug, title=f"Images in {folder.name}", **own)
     else:
-        hint = "See `promptbench ls datasets`; the path of a card (.yaml) or a folder of pictures works too."
+        hint = "See `promptbench ls datasets`; the path of a card (.yaml) or a folder of images works too."
         raise unknown("dataset", name, cards(), hint)
     if template is not None:
         if "{}" not in template:
@@ -227,13 +230,13 @@ def locate(name: str, root: Path | None = None, template: str | None = None) -> 
 def load(
     name: str, root: Path | None = None, allow_nonstandard: bool = False, template: str | None = None
 ) -> Dataset:
-    """A dataset by name, by the path of a card (.yaml) or by the path of a folder of pictures; with
-    ``:style`` after a name, only the pictures of that drawing style.
+    """A dataset by name, by the path of a card (.yaml) or by the path of a folder of images; with
+    ``:style`` after a name, only the images of that drawing style.
 
-    ``allow_nonstandard`` makes a split of one's own where the published one is missing, and lets class
-    counts differ from the card; `Dataset.nonstandard` then says so.
-    Raises UserError for an unknown name, a card or split that does not hold together, a class without
-    pictures, class names that no text model can tell apart, or fewer than two classes.
+    ``allow_nonstandard`` makes a new split where the published one is missing, and accepts class counts that
+    differ from the card; `Dataset.nonstandard` then says so.
+    Raises UserError for an unknown name, an inconsistent card or split, a class without
+    images, class names that no text model can tell apart, or fewer than two classes.
     """
     whole, colon, style = name.rpartition(":")
     if colon and (whole in cards() or whole.endswith((".yaml", ".yml"))):
@@ -246,24 +249,24 @@ def load(
         loader = importlib.import_module(f"promptbench.datasets.{kind}")
     except ModuleNotFoundError as error:
         if error.name != f"promptbench.datasets.{kind}":
-            raise  # something the loader itself needs is not installed
+            raise  # a dependency of the loader is not installed
         raise UserError(
             f"The card of {card.name} names a loader {card.loader!r} that is not in datasets/; correct it."
         ) from None
     if not hasattr(loader, "load"):
-        raise UserError(f"The card of {card.name} names {card.loader!r}, which is no loader; correct it.")
+        raise UserError(f"The card of {card.name} names {card.loader!r}, which is not a loader; correct it.")
     found: Found = loader.load(card, folder)
     classnames = found.classnames or _classnames(card, found.splits)
     nonstandard = found.nonstandard or _check_sizes(card, len(classnames), found.splits, allow_nonstandard)
     _check_names(card, classnames)
-    # all that a result depends on
+    # everything a result depends on
     identity = hash_value([found.fingerprint, card.template, card.flip])
     notes = [*found.notes, *_namesake(name, folder)]
     return Dataset(
         card,
         classnames,
         found.splits,
-        found.pictures,
+        found.images,
         identity,
         nonstandard,
         official=found.official,
@@ -272,25 +275,25 @@ def load(
 
 
 def _namesake(name: str, folder: Path) -> list[str]:
-    """A note where a shipped dataset was taken although a folder of that name may have been meant."""
+    """A note if a shipped dataset is used although the user may have meant a folder of that name."""
     mine = Path(name)
     if name not in cards() or not mine.is_dir() or mine.resolve() == folder.resolve():
         return []
     with suppress(OSError):
         if not (mine / "split.json").is_file() and not any(one.is_dir() for one in mine.iterdir()):
             return []
-    return [f"this is the dataset that promptbench calls {name!r}; for the folder here give './{name}'"]
+    return [f"this is promptbench's own dataset {name!r}; for the folder of that name give './{name}'"]
 
 
 def with_draws(dataset: Dataset, folder: Path) -> Dataset:
-    """The dataset with the few-shot draws under ``folder`` instead of its own: another fingerprint."""
+    """The dataset with the few-shot draws in ``folder`` instead of its own, and another fingerprint."""
     files = sorted((folder / dataset.name).glob("shot_*.json"))
     prints = [dataset.fingerprint, *([path.name, hash_file(path)] for path in files)]
     return replace(dataset, draws=folder, fingerprint=hash_value(prints))
 
 
 def _of_style(dataset: Dataset, style: str) -> Dataset:
-    """The pictures of one drawing style; all classes stay."""
+    """The images of one drawing style; all classes stay."""
     styles = {split: [dataset.style(item) for item in items] for split, items in dataset.splits.items()}
     known = sorted({one for found in styles.values() for one in found} - {""})
     if style not in known:
@@ -310,12 +313,12 @@ def _of_style(dataset: Dataset, style: str) -> Dataset:
 
 
 def read_file(root: Path, path: str) -> bytes:
-    """A picture's bytes. Not a closure: worker processes that are not forked must be able to unpickle it."""
+    """An image's bytes. Not a closure, since worker processes must be able to unpickle it."""
     return (root / path).read_bytes()
 
 
 def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
-    """Class names in label order, with everything checked that could go wrong quietly."""
+    """Class names in label order, with checks for mistakes that would raise no error later."""
     names: dict[int, str] = {}
     for split, items in splits.items():
         for item in items:
@@ -332,7 +335,7 @@ def _classnames(card: Card, splits: Splits) -> tuple[str, ...]:
         for label in range(max(labels, default=-1) + 1):
             if label not in present:
                 name = names.get(label, f"label {label}")
-                raise UserError(f"{card.name}: class {name!r} has no {split} pictures; add some or drop it.")
+                raise UserError(f"{card.name}: class {name!r} has no {split} images; add some or drop it.")
     return tuple(names[label] for label in labels)
 
 
@@ -340,7 +343,7 @@ def _check_names(card: Card, classnames: Sequence[str]) -> None:
     if len(classnames) < 2:
         raise UserError(f"{card.name} has {len(classnames)} class; classification needs at least two.")
     if blank := [name for name in classnames if not words(readable(name))]:
-        raise UserError(f"{card.name}: a class is called {blank[0]!r}, which leaves no word; rename it.")
+        raise UserError(f"{card.name}: the class name {blank[0]!r} contains no word; rename it.")
     if special := [name for name in classnames if set(SPECIAL) & set(words(readable(name)))]:
         raise UserError(
             f"{card.name}: CLIP reads a part of {special[0]!r} as the end of a prompt; rename it."
@@ -355,7 +358,7 @@ def _check_names(card: Card, classnames: Sequence[str]) -> None:
 
 
 def _check_sizes(card: Card, classes: int, splits: Splits, allow_nonstandard: bool) -> str:
-    """How the sizes differ from the card's, for data under a data root; elsewhere they must not.
+    """How the sizes differ from the card's, for data under a data root; other data must have these sizes.
 
     A published split has the published sizes, so other sizes mean another split. Raises UserError.
     """
@@ -368,6 +371,7 @@ def _check_sizes(card: Card, classes: int, splits: Splits, allow_nonstandard: bo
     if card.classes not in (None, classes) and not allow_nonstandard:
         raise UserError(
             f"{card.name} has {classes} classes instead of {card.classes}; run `promptbench data check "
-            f"{card.name}`, or add --allow-nonstandard-split to go on with results labelled so."
+            f"{card.name}`, or add --allow-nonstandard-split to continue with results labelled "
+            "as non-standard."
         )
     return f"non-standard split: {what}"

@@ -1,12 +1,13 @@
-"""Image files as images in RGB: which formats are read, and how an image becomes what people see.
+"""Image files as images in RGB: which formats are read, and how an image is decoded.
 
-Read are JPEG, JPEG 2000, PNG, WebP, AVIF (where Pillow has it), BMP, TIFF, GIF and PPM/PGM, whatever the
-file is called. Nothing else is tried, since Pillow hands some formats (PostScript) to other programs.
+JPEG, JPEG 2000, PNG, WebP, AVIF (where Pillow supports it), BMP, TIFF, GIF and PPM/PGM are read, whatever the
+file name. Nothing else is tried, since Pillow passes some formats (PostScript) to other programs.
 
 - Standard datasets are read as their official loaders do: ``convert("RGB")`` and nothing more.
-- Any other image is turned upright by its EXIF orientation, and what is transparent lies on white.
-- Of several frames (GIF, WebP, AVIF, TIFF) the first is taken; a dataset's notes say so.
-- More pixels than Pillow takes (179 million by default, twice `PIL.Image.MAX_IMAGE_PIXELS`) are refused.
+- Any other image is rotated by its EXIF orientation, and transparent parts become white.
+- The first of several frames (GIF, WebP, AVIF, TIFF) is used; a dataset's notes say so.
+- Images with more pixels than Pillow accepts (179 million by default, twice `PIL.Image.MAX_IMAGE_PIXELS`) are
+refused.
 """
 
 import io
@@ -27,8 +28,8 @@ FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM
 
 
 def quiet() -> None:
-    """No warnings of Pillow's: it shows lines of its own source for damaged metadata and large images. What
-    matters is said here."""
+    """Silence Pillow's warnings: it prints lines of its own source for damaged metadata and large images.
+    This module reports what matters."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -37,7 +38,7 @@ quiet()
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow reads."""
+    """The `FORMATS` that this Pillow can read."""
     Image.init()
     return tuple(one for one in FORMATS if one in Image.OPEN)
 
@@ -77,10 +78,10 @@ def _open(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=formats())
     except UnidentifiedImageError:
-        raise ValueError("no image of a known kind") from None
+        raise ValueError("not an image of a known format") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(
-            f"more than the {limit:,} pixels that are read at once; make it smaller, a backbone sees a few "
+            f"more than the limit of {limit:,} pixels; make it smaller, a backbone sees a few "
             "hundred pixels a side"
         ) from None

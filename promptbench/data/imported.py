@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from promptbench.data.dataset import load
-from promptbench.data.draws import draw_few_shot, draw_file, import_draw, write_draw
+from promptbench.data.draws import draw_few_shot, draw_file, write_draw
+from promptbench.data.official_draws import import_draw
 from promptbench.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Small JSON files in the user's cache that say whether they are whole: a damaged one counts as missing."""
+"""Small JSON files in the user's cache with a digest: a damaged file counts as missing."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ from typing import Any
 from promptbench.errors import UserError
 from promptbench.storage import write_atomic
 
-#: Seconds. Two changes of a file within one tick of a file system's clock leave the same times, and FAT ticks
-#: every two seconds: what was looked at so soon after its last change is looked at again.
+#: Seconds. Two changes within one tick of a file system's clock leave the same times, and FAT has ticks of
+#: two seconds: a file read this soon after its last change is read again.
 TICK = 2.0
 
 
 def read(path: Path) -> Any:
-    """What `write` kept; None if it is not there, or damaged: the first line is the digest of the rest."""
+    """What `write` stored; None if it is missing or damaged. The first line is the digest of the rest."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
         return json.loads(content) if digest.decode() == hashlib.sha256(content).hexdigest() else None
@@ -24,7 +24,7 @@ def read(path: Path) -> Any:
 
 
 def write(path: Path, value: Any) -> None:
-    """Keep a JSON value. A cache that cannot be written costs time, never a result."""
+    """Store a JSON value. A cache that cannot be written costs time, never a result."""
     content = json.dumps(value, indent=0).encode()
     with suppress(UserError):
         write_atomic(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)

@@ -1,6 +1,6 @@
-"""What can be done about data on the spot: unpack what the user downloaded, sort ImageNet's val pictures.
+"""Prepare data on disk: unpack what the user downloaded, sort ImageNet's val images into class folders.
 
-Nothing is downloaded. This is the only code that writes into a data folder, and only when it is asked to.
+Nothing is downloaded. No other code writes into a data folder.
 """
 
 import csv
@@ -23,11 +23,11 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, 
 
 
 def prepare(names: list[str], root: Path) -> Iterator[str]:
-    """Prepare datasets by name (none: all standard ones); yields what was done, a line at a time.
+    """Prepare datasets by name (none: all standard ones); yields one line per action.
 
-    Archives are looked for in the data root and in the dataset's folder, under the names their sources give
-    them. Raises UserError for an archive that is damaged or would write outside its place, and in the end if
-    none of the datasets can be used.
+    Archives are searched in the data root and in the dataset's folder, under their published names. Raises
+    UserError for an archive that is damaged or would write outside its folder, and at the end if no dataset
+    can be used.
     """
     standard = [name for name, (card, _) in cards().items() if card.folder]
     for name in names:
@@ -51,7 +51,7 @@ def prepare(names: list[str], root: Path) -> Iterator[str]:
             yield f"{name}: not ready. {error}"
     if not ready:
         raise UserError(
-            "Nothing is ready; `promptbench data check` says what is missing, and from where it comes."
+            "No dataset is ready; `promptbench data check` lists what is missing and where to get it."
         )
 
 
@@ -65,16 +65,16 @@ def _unpack_all(card: Card, root: Path) -> Iterator[str]:
         unpack(path, target, archive.strip)
         if not (folder / archive.makes).exists():
             raise UserError(
-                f"{path} did not hold {archive.makes}; it is not the archive of {card.name}, get that."
+                f"{path} did not contain {archive.makes}, so it is not {card.name}; download the right one."
             )
         yield f"unpacked {path.name} into {target}"
 
 
 def unpack(archive: Path, target: Path, strip: str = "") -> None:
-    """Unpack a zip or tar archive into ``target``: only what lies under its folder ``strip``, if given.
+    """Unpack a zip or tar archive into ``target``; if ``strip`` is given, only what is under that folder.
 
-    All or nothing: unpacked beside the target first. Raises UserError for a damaged archive, or one with a
-    member that is a link or would land outside the target.
+    All or nothing: unpacked into a temporary folder first. Raises UserError for a damaged archive, or
+    one with a member that is a link or would be written outside the target.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -87,13 +87,13 @@ def unpack(archive: Path, target: Path, strip: str = "") -> None:
             for entry in sorted(place.iterdir()):
                 if (target / entry.name).exists():
                     raise UserError(
-                        f"{target / entry.name} is there already; remove it to unpack {archive} again."
+                        f"{target / entry.name} exists already; remove it to unpack {archive} again."
                     )
             for entry in sorted(place.iterdir()):
                 entry.rename(target / entry.name)
     except (*_DAMAGED, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"{archive} cannot be unpacked ({' '.join(str(error).split())}); get it again."
+            f"{archive} cannot be unpacked ({' '.join(str(error).split())}); download it again."
         ) from None
     except OSError as error:
         raise UserError(f"Cannot unpack {archive} into {target}: {error.strerror or error}.") from None
@@ -103,7 +103,9 @@ def _inside(name: str, archive: Path, strip: str) -> PurePosixPath | None:
     """Where a member goes, None if it is not under ``strip``."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\x00" in name:
-        raise UserError(f"{archive} holds the path {name!r}, which lies outside it; do not use this file.")
+        raise UserError(
+            f"{archive} contains the path {name!r}, which leads outside its folder; do not use it."
+        )
     prefix = PurePosixPath(strip).parts
     return PurePosixPath(*path.parts[len(prefix) :]) if path.parts[: len(prefix)] == prefix else None
 
@@ -115,7 +117,7 @@ def _unpack_zip(archive: Path, place: Path, strip: str) -> None:
             if inside is None or member.is_dir():
                 continue
             if (member.external_attr >> 16) & 0o170000 == 0o120000:
-                raise UserError(f"{archive} holds the link {member.filename!r}; do not use this file.")
+                raise UserError(f"{archive} contains the link {member.filename!r}; do not use this file.")
             (place / inside).parent.mkdir(parents=True, exist_ok=True)
             with file.open(member) as source, (place / inside).open("wb") as out:
                 shutil.copyfileobj(source, out)
@@ -128,14 +130,16 @@ def _unpack_tar(archive: Path, place: Path, strip: str) -> None:
             if inside is None or member.isdir():
                 continue
             if not member.isfile():
-                raise UserError(f"{archive} holds the link or device {member.name!r}; do not use this file.")
+                raise UserError(
+                    f"{archive} contains the link or device {member.name!r}; do not use this file."
+                )
             (place / inside).parent.mkdir(parents=True, exist_ok=True)
             source = file.extractfile(member)
             assert source is not None
             with source, (place / inside).open("wb") as out:
                 shutil.copyfileobj(source, out)
         while file.fileobj and file.fileobj.read(1 << 20):
-            pass  # to the end, where gzip keeps its checksum
+            pass  # to the end, where gzip has its checksum
 
 
 def _sort_val(folder: Path) -> Iterator[str]:
@@ -162,14 +166,14 @@ def _sort_val(folder: Path) -> Iterator[str]:
             classes[name] = wnid.strip()
     else:
         yield (
-            f"{len(loose):,} pictures in {val} are not sorted; put LOC_val_solution.csv (Kaggle) or val.txt "
+            f"{len(loose):,} images in {val} are not sorted; put LOC_val_solution.csv (Kaggle) or val.txt "
             f"(lines '<file> <wnid>') into {folder}"
         )
         return
     unknown_ = [name for name in loose if not classes.get(name, "").startswith("n")]
     if unknown_:
-        raise UserError(f"The list in {folder} does not tell the class of {unknown_[0]}; complete it.")
+        raise UserError(f"The list in {folder} has no class for {unknown_[0]}; complete it.")
     for name in loose:
         (val / classes[name]).mkdir(exist_ok=True)
         (val / name).rename(val / classes[name] / name)
-    yield f"sorted {len(loose):,} pictures of val into {len({classes[name] for name in loose})} folders"
+    yield f"sorted {len(loose):,} images of val into {len({classes[name] for name in loose})} folders"

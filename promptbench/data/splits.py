@@ -1,4 +1,4 @@
-"""Splits: which images train, validate and test; and the field's JSON for them."""
+"""Splits into training, validation and test images, and the field's JSON for them."""
 
 import posixpath
 import re
@@ -43,7 +43,7 @@ def read_splits(content: bytes, where: str) -> tuple[Splits, str]:
     their hash. Order is kept: the few-shot draw depends on it. Paths are normalised, so that one image has
     one path: "./a//b.png" and "a\\b.png" are "a/b.png".
 
-    Raises UserError if it is anything else, or if a path would lead out of the image root.
+    Raises UserError if it is anything else, or if a path would lead outside the image root.
     """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{where} is UTF-16 text; save it as UTF-8.")
@@ -65,12 +65,12 @@ def read_splits(content: bytes, where: str) -> tuple[Splits, str]:
 
 
 def normal(path: str) -> str:
-    """A path of a split file in its one form, with "/" between its parts."""
+    """The normal form of a path in a split file, with "/" between its parts."""
     return posixpath.normpath(path.replace("\\", "/"))
 
 
 def check_paths(splits: Splits, where: str) -> None:
-    """Raise UserError if a split's path would lead out of the image root."""
+    """Raise UserError if a path in the splits would lead outside the image root."""
     for item in (item for items in splits.values() for item in items):
         path = PurePosixPath(item.path)
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:/", item.path):
@@ -92,8 +92,8 @@ def restrict(items: Iterable[Item], labels: Sequence[int], limit: int | None = N
 
 
 def overlap(splits: Splits) -> dict[tuple[str, str], list[str]]:
-    """Paths that stand in two splits, sorted, by pair of splits. Where validation and test images are the
-    same (ImageNet) that pair is meant so and left out."""
+    """Paths that are in two splits, sorted, by pair of splits. Where validation and test images are the same
+    on purpose (ImageNet), that pair is left out."""
     paths = {split: [item.path for item in items] for split, items in splits.items()}
     pairs = [("train", "val"), ("train", "test")]
     pairs += [("val", "test")] if paths["val"] != paths["test"] else []

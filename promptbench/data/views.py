@@ -1,4 +1,4 @@
-"""Pictures as the backbone sees them. A training view is a pure function of (seed, epoch, picture).
+"""Views: the transformed images a backbone sees. A training view is a pure function of (seed, epoch, image).
 
 No global random state, no worker state: every method at one seed sees the same crops, a killed trial
 resumes bit for bit, and frozen features of a view serve all methods.
@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.errors import UserError
 
 
@@ -34,12 +35,12 @@ class Views:
     flip: bool = True
 
     def identity(self, training: bool) -> dict[str, Any]:
-        """What a view depends on besides seed, epoch and picture."""
+        """What a view depends on besides seed, epoch and image."""
         keys = asdict(self)
         return keys if training else {key: keys[key] for key in ("size", "mean", "std")}
 
     def train(self, image: Image.Image, seed: int, epoch: int, path: str) -> Tensor:
-        """The training view of a picture: bytes [3, size, size], to be normalised."""
+        """The training view of an image: bytes [3, size, size], to be normalised."""
         stream = random.Random(f"view {seed} {epoch} {path}")
         view = image.crop(_crop(image.size, self.crop_min, stream))
         view = view.resize((self.size, self.size), Image.Resampling.BICUBIC)
@@ -48,7 +49,7 @@ class Views:
         return _bytes(view)
 
     def test(self, image: Image.Image) -> Tensor:
-        """The test view of a picture: bytes [3, size, size], to be normalised."""
+        """The test view of an image: bytes [3, size, size], to be normalised."""
         short = min(image.size)
         width, height = (max(self.size, int(self.size * side / short)) for side in image.size)
         view = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -56,7 +57,8 @@ class Views:
         return _bytes(view.crop((left, top, left + self.size, top + self.size)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """What the backbone takes, of bytes [B, 3, size, size] on its device: so a quarter travels there."""
+        """The backbone's input [B, 3, size, size], float, from bytes on its device (a quarter of the
+        transfer)."""
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
         mean, std = (each.to(pixels.device, non_blocking=True) for each in (mean, std))
         return pixels.float().div_(255).sub_(mean).div_(std)
@@ -76,7 +78,7 @@ def _crop(size: tuple[int, int], smallest: float, stream: random.Random) -> tupl
         if 0 < w <= width and 0 < h <= height:
             left, top = stream.randint(0, width - w), stream.randint(0, height - h)
             return left, top, left + w, top + h
-    # Very long pictures: the largest central crop of an allowed shape.
+    # Very elongated images: the largest central crop of an allowed shape.
     w = min(width, round(height * 4 / 3))
     h = min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
@@ -96,11 +98,11 @@ def epoch_order(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool 
     return batches[:-1] if short and drop_last else batches
 
 
-class _Pictures(torch.utils.data.Dataset[Tensor | UserError]):
+class _ImageViews(torch.utils.data.Dataset[Tensor | UserError]):
     """Views of items by index: training views of one epoch, or test views if ``draw`` is None.
 
-    A picture that cannot be read comes back as the error itself: raised inside a worker process it
-    would reach the user wrapped in that process's traceback.
+    An image that cannot be read is returned as the error: raised inside a worker process, it would reach the
+    user with that process's traceback.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class _Pictures(torch.utils.data.Dataset[Tensor | UserError]):
     def __getitem__(self, index: int) -> Tensor | UserError:
         path = self.items[index].path
         try:
-            image = self.dataset.picture(path)
+            image = self.dataset.image(path)
         except UserError as error:
             return error
         return self.views.train(image, *self.draw, path) if self.draw else self.views.test(image)
@@ -137,7 +139,7 @@ def load_batches(
 ) -> Iterator[Tensor]:
     """Views [B, 3, size, size] on ``device``, batch by batch. ``draw`` = (seed, epoch) for training views."""
     loader = torch.utils.data.DataLoader(
-        _Pictures(dataset, items, views, draw),
+        _ImageViews(dataset, items, views, draw),
         batch_sampler=batches,
         collate_fn=_stack,
         num_workers=workers,

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from promptbench.clip.arithmetic import autocast
 from promptbench.clip.features import in_chunks
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.weights import weights_identity
@@ -17,10 +18,12 @@ from promptbench.data.classnames import Classes
 from promptbench.data.images import decode
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, get_method
-from promptbench.training import environment
-from promptbench.training.loop import autocast, create
-from promptbench.trials.record import PROMPTS, Fault, Record, examine
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._registry import get_method
+from promptbench.training.device import default_device
+from promptbench.training.files import PROMPTS
+from promptbench.training.loop import create
+from promptbench.trials.record import Fault, Record, examine
 
 Images = Image.Image | Sequence[Image.Image] | Tensor
 
@@ -118,7 +121,7 @@ def load_classifier(
     known = _dataset(record, dataset, data_root)
     trained = known.classes(trial.train_classes)
     kind = get_method(trial.method)
-    clip = FrozenCLIP.load(trial.backbone, where, environment.default_device(device))
+    clip = FrozenCLIP.load(trial.backbone, where, default_device(device))
     method = create(kind, clip, kind.Settings(**trial.settings), trained, trial.seed)
     if method.state_dict():
         try:

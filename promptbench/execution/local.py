@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 
+from promptbench.clip.arithmetic import one_thread
+from promptbench.clip.backbones import Shape, backbone_shape
 from promptbench.clip.memory import free_memory
-from promptbench.clip.weights import Shape, backbone_shape
 from promptbench.errors import UserError
-from promptbench.execution.execute import InTurn, Job, Reporter, Results, Worker
-from promptbench.training import environment
-from promptbench.training.loop import Progress
+from promptbench.execution.in_turn import InTurn
+from promptbench.execution.job import Job, Reporter, Results
+from promptbench.execution.worker import Worker
+from promptbench.training.checkpoint import Progress
+from promptbench.training.device import cpu_count
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
@@ -51,9 +54,9 @@ def default_jobs(device: torch.device, shape: Shape, per_gpu: int = 1) -> int:
         return given
     if device.type == "cuda":
         return per_gpu * len(_devices(device))
-    if not environment.one_thread(device, shape):
+    if not one_thread(device, shape):
         return 1
-    return max(1, min(environment.cpu_count(), free_memory(device) // _WORKER_BYTES))
+    return max(1, min(cpu_count(), free_memory(device) // _WORKER_BYTES))
 
 
 def _devices(device: torch.device) -> list[torch.device]:
@@ -105,14 +108,14 @@ def _run_pools(
             idle = 0 if running or results.keys() & set(remaining) else idle + 1
             if idle == ATTEMPTS:
                 raise UserError(
-                    f"The worker processes died {ATTEMPTS} times before one could begin a trial, perhaps "
-                    "for want of memory; run one at a time (--jobs 1)."
+                    f"The worker processes died {ATTEMPTS} times before one could begin a trial, possibly "
+                    "out of memory; run one at a time (--jobs 1)."
                 ) from None
             for i in running - set(results):
                 deaths[i] += 1
                 if deaths[i] == ATTEMPTS:
                     results[i] = error = UserError(
-                        f"the worker process died {ATTEMPTS} times, perhaps for want of memory; run fewer at "
+                        f"the worker process died {ATTEMPTS} times, possibly out of memory; run fewer at "
                         "once (--jobs 1)."
                     )
                     reporter.fail(trials[i], error)
@@ -148,7 +151,7 @@ def _run_pool(
                 running.add(i)
             getattr(reporter, name)(trials[i], *rest)
 
-    threads = max(1, environment.cpu_count() // jobs)
+    threads = max(1, cpu_count() // jobs)
     pool = ProcessPoolExecutor(jobs, context, _start, (job, events, devices, threads))
     try:
         with _startable():

@@ -10,7 +10,7 @@ from typing import Any
 
 from promptbench.console import plain, say
 from promptbench.errors import UserError
-from promptbench.training.loop import Progress
+from promptbench.training.checkpoint import Progress
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 

@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import get_args
 
 from promptbench.clip.cache import FeatureCache
+from promptbench.clip.precision import Precision
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.errors import UserError, unknown
-from promptbench.execution.execute import Executor, Outcome, Reporter, execute
+from promptbench.execution.execute import Outcome, execute
+from promptbench.execution.job import Executor, Reporter
 from promptbench.execution.local import Local
 from promptbench.execution.options import RunOptions
 from promptbench.execution.progress import PlainReporter, make_reporter
-from promptbench.methods._base import get_recipe
+from promptbench.methods._registry import get_recipe
 from promptbench.storage import default_folder
 from promptbench.trials.benchmarks import Benchmark, get_benchmark
 from promptbench.trials.plan import plan, shard
 from promptbench.trials.record import RECORD
 from promptbench.trials.sweep import MOST, Sweep, combinations, parse_shard
-from promptbench.trials.trial import PRESETS, Precision, Trial
+from promptbench.trials.trial import PRESETS, Trial
 
 EXECUTORS = ("local", "ray")
 

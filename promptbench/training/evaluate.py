@@ -7,17 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from promptbench.clip.arithmetic import CPU_FP32, Arithmetic
 from promptbench.clip.features import chunks, frozen_features, in_chunks, require_finite
 from promptbench.data.cards import Split
 from promptbench.data.classnames import Classes
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views, load_batches
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method
 from promptbench.storage import hash_value
-from promptbench.training.loop import autocast
-from promptbench.trials.record import Confused, Counts
-from promptbench.trials.trial import Evaluation, Precision
+from promptbench.training.counts import Confused, Counts, Evaluation
 
 
 @torch.no_grad()
@@ -26,26 +26,27 @@ def predict(
     dataset: Dataset,
     classes: Classes,
     items: Sequence[Item],
-    precision: Precision = "fp32",
-    workers: int = 0,
+    arithmetic: Arithmetic = CPU_FP32,
 ) -> Tensor:
     """The label of ``classes`` each item is taken for, [N] on the CLIP's device.
 
-    The classifier is computed once; pictures come in large batches, or their features from the cache if
+    The classifier is computed once; images come in large batches, or their features from the cache if
     the method leaves the image tower alone. Raises UserError if a score is no finite number, or
     no score says anything.
     """
     clip, training = method.clip, method.training
     views = Views(**clip.preprocess)
-    labels = torch.tensor([item.label for item in items], device=clip.device)
+    labels = torch.tensor([item.label for item in items], device=arithmetic.device)
     method.eval()
-    with autocast(clip.device, precision):
+    with arithmetic.autocast():
         classifier = method.classifier(classes)
         if method.needs_images:
-            images = load_batches(dataset, items, views, chunks(len(items)), None, clip.device, workers)
+            images = load_batches(
+                dataset, items, views, chunks(len(items)), None, arithmetic.device, arithmetic.decoders
+            )
             batches = (Batch(y, images=x) for y, x in zip(in_chunks(labels), images, strict=True))
         else:
-            frozen = frozen_features(clip, dataset, items, views, None, workers)
+            frozen = frozen_features(clip, dataset, items, views, None, arithmetic.decoders)
             batches = (Batch(y, frozen=x) for y, x in zip(in_chunks(labels), in_chunks(frozen), strict=True))
         found = [_best(method.logits(batch, classifier)) for batch in batches]
     method.train(training)
@@ -67,7 +68,7 @@ def _best(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Answers(NamedTuple):
-    """One evaluation: its counts, and by image the class that it is of and the class it was taken for."""
+    """One evaluation: its counts, and for each image its class and the predicted class."""
 
     counts: Counts
     labels: list[int]
@@ -80,8 +81,7 @@ def evaluate(
     evaluation: Evaluation,
     split: Split = "test",
     limit: int | None = None,
-    precision: Precision = "fp32",
-    workers: int = 0,
+    arithmetic: Arithmetic = CPU_FP32,
 ) -> Answers:
     """Count correct answers among the classes of ``evaluation`` only (novel never competes with base).
 
@@ -89,7 +89,7 @@ def evaluate(
     """
     classes = dataset.classes(evaluation.classes)
     items = dataset.items(split, evaluation.classes, limit)
-    predicted = predict(method, dataset, classes, items, precision, workers).tolist()
+    predicted = predict(method, dataset, classes, items, arithmetic).tolist()
     names = _distinct(classes.names)
     total, correct = Counter[str](), Counter[str]()
     confused: dict[tuple[str, str], list[str]] = {}

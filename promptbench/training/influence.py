@@ -1,7 +1,7 @@
 """How much a trained method changes what the towers read out, layer by layer.
 
-For every layer the change of the read-out token (the class token of a picture, the end token of a class
-name's prompt), relative to its length in frozen CLIP on the same pictures and on the dataset's template:
+For every layer the change of the read-out token (the class token of an image, the end token of a class
+name's prompt), relative to its length in frozen CLIP on the same images and on the dataset's template:
 mean of ||x' - x|| / ||x||. The token is taken as the next block sees it, after that block's ln_1; after the
 last block it is the feature itself.
 """
@@ -13,12 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from promptbench.clip.frozen_clip import FrozenCLIP, Hook, Prompts
+from promptbench.clip.frozen_clip import FrozenCLIP
+from promptbench.clip.prompts import Hook, Prompts
 from promptbench.clip.tokens import TextLayout, template_rows
 from promptbench.data.classnames import Classes
 from promptbench.methods._base import Method
 
-SAMPLE = 64  # classes and pictures are enough for a mean
+SAMPLE = 64  # classes and images are enough for a mean
 
 
 @torch.no_grad()

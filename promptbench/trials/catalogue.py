@@ -4,7 +4,7 @@ from typing import Any
 
 from promptbench.clip.weights import Shape, backbone_shape, backbones, fitting_tags
 from promptbench.data.cards import POCKET, cards
-from promptbench.methods import _base
+from promptbench.methods import _registry
 from promptbench.trials.benchmarks import BENCHMARKS
 
 Rows = list[dict[str, str]]
@@ -24,9 +24,9 @@ def method_rows(backbone: str = POCKET) -> Rows:
             "parameters": _parameters(kind, shape),
             "benchmarks": "all but " + ", ".join(kind.unfit) if kind.unfit else f"all {len(BENCHMARKS)}",
         }
-        for name, kind in _base.methods().items()
+        for name, kind in _registry.methods().items()
     ]
-    for name, recipe in _base.recipes().items():
+    for name, recipe in _registry.recipes().items():
         if recipe.settings:
             kind = recipe.method
             count = kind.parameter_count(kind.Settings(**recipe.settings), shape, 1)

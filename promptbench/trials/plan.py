@@ -8,14 +8,18 @@ from functools import cache
 from typing import Any
 
 from promptbench.clip import weights
-from promptbench.data.cards import POCKET
+from promptbench.clip.precision import Precision
+from promptbench.data.cards import POCKET, Split
 from promptbench.data.dataset import Dataset
 from promptbench.data.splits import overlap
 from promptbench.errors import UserError
-from promptbench.methods._base import Method, Recipe, Settings, resolve_settings
+from promptbench.methods._base import Method
+from promptbench.methods._registry import Recipe, resolve_settings
+from promptbench.methods._settings import Settings
 from promptbench.storage import hash_value, read_yaml
+from promptbench.training.counts import Evaluation
 from promptbench.trials.benchmarks import Benchmark
-from promptbench.trials.trial import Evaluation, Precision, Split, Trial
+from promptbench.trials.trial import Trial
 
 Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

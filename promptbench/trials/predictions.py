@@ -14,7 +14,8 @@ from safetensors.numpy import load, save
 
 from promptbench.errors import UserError
 from promptbench.storage import canonical
-from promptbench.trials.record import PREDICTIONS, Record
+from promptbench.training.files import PREDICTIONS
+from promptbench.trials.record import Record
 
 
 class Predictions(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from promptbench.clip.memory import estimate
 from promptbench.clip.weights import backbone_shape
 from promptbench.data.dataset import Dataset
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.trials.record import RECORD
 from promptbench.trials.trial import Trial
 

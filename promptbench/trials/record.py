@@ -4,8 +4,8 @@ Schema 2. Counts, never rounded percentages. ``seconds``, ``peak_memory_bytes`` 
 between equal runs; everything else of an equal trial on a CPU is equal.
 
 A record proves itself: the file ends with a digest of all that precedes it, counts add up, and ``files``
-holds the hashes of what lies beside it. Records of schema 1 have neither digest nor ``files``: they are
-read, their counts are checked, and tables say that they are without proof.
+holds the hashes of the files beside it. Records of schema 1 have neither digest nor ``files``: they are
+read, their counts are checked, and tables say that they have no proof.
 """
 
 import gc
@@ -23,72 +23,24 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 
-from promptbench.data.cards import Half, Split
 from promptbench.storage import hash_file, write_atomic
+from promptbench.training.counts import Confused as Confused
+from promptbench.training.counts import Counts as Counts
+from promptbench.training.files import RECORD as RECORD
+from promptbench.training.files import SideFile
 from promptbench.trials.trial import Trial
 
-RECORD = "record.json"
-CONFIG: Final = "config.yaml"
-METRICS: Final = "metrics.jsonl"
-PROMPTS: Final = "prompts.safetensors"
-PREDICTIONS: Final = "predictions.safetensors"
-SideFile = Literal["config.yaml", "metrics.jsonl", "prompts.safetensors", "predictions.safetensors"]
-#: what lies beside a record, in the order it is written; the record comes last
-FILES: tuple[SideFile, ...] = (CONFIG, METRICS, PROMPTS, PREDICTIONS)
 SCHEMA: Final = 2
 _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n\}\s*\Z')
 
 
-class Confused(BaseModel):
-    """``count`` test pictures of class ``true`` that were taken for ``predicted``; paths of up to three."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    true: str
-    predicted: str
-    count: int
-    pictures: list[str]
-
-
-class Counts(BaseModel):
-    """One evaluation: images answered correctly and in all, also by class name; ``confused``: the ten
-    most frequent mistakes; ``order``: hash of the images (path and label) in the order they were tested,
-    which is that of the stored predictions (empty in schema 1)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    classes: Half
-    split: Split
-    correct: NonNegativeInt
-    total: PositiveInt
-    per_class: dict[str, tuple[NonNegativeInt, NonNegativeInt]]
-    confused: list[Confused] = []
-    order: str = ""
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if any(correct > total for correct, total in [(self.correct, self.total), *self.per_class.values()]):
-            raise ValueError("more images answered correctly than there are")
-        sums = tuple(map(sum, zip(*self.per_class.values(), strict=True)))
-        if sums and sums != (self.correct, self.total):  # none where classes are not read
-            raise ValueError("the counts by class do not add up to the total")
-        return self
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in percent."""
-        return 100 * self.correct / self.total
-
-
 class Seconds(BaseModel):
     """Wall-clock seconds: training steps, frozen features (0 from a warm cache), evaluation; and how much
-    of the training steps went into waiting for pictures."""
+    of the training steps was spent waiting for images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -137,7 +89,7 @@ class Record(BaseModel):
 
     @property
     def pictures_per_second(self) -> float:
-        """Training pictures per second, 0 where nothing was trained."""
+        """Training images per second, 0 where nothing was trained."""
         seen = self.steps * int(self.trial.settings.get("batch_size", 0))
         return seen / self.seconds.train if self.seconds.train else 0.0
 
@@ -232,8 +184,7 @@ def _is_newer(text: bytes, error: ValidationError) -> bool:
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     wrong = [(one["type"], len(one["loc"])) for one in error.errors(include_input=False)]
-    known = {*Record.model_fields, "digest"}
-    return set(wrong) == {("extra_forbidden", 1)} and document.keys() > known
+    return set(wrong) == {("extra_forbidden", 1)} and document.keys() > {*Record.model_fields, "digest"}
 
 
 def read_record(folder: Path | str, kind: type[Record] = Record) -> Record | None:

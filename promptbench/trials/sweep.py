@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from promptbench.errors import UserError, brief, invalid, shown, unknown
-from promptbench.methods._base import get_method, get_recipe, recipes
+from promptbench.methods._registry import get_method, get_recipe, recipes
 from promptbench.storage import parse_yaml, read_yaml
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.trial import PRESETS

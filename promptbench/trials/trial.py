@@ -5,27 +5,18 @@ Nothing here needs torch: tables and figures are made from trials and records al
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from promptbench.clip.precision import Precision as Precision
 from promptbench.data.cards import POCKET, Half, Split
 from promptbench.storage import hash_value
-
-Precision = Literal["fp32", "bf16", "fp16"]
+from promptbench.training.counts import Evaluation as Evaluation
 
 #: Settings added after the first trials had been hashed, at the values that describe what was done before:
 #: at these values they do not change the hash.
 _LATER = {"drop_last": True, "betas": [0.9, 0.999], "logit_scale": 0.0}
-
-
-class Evaluation(BaseModel):
-    """Top-1 accuracy on one split of one dataset, among the classes of one half."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    classes: Half
 
 
 class Trial(BaseModel):

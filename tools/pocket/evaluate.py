@@ -25,22 +25,23 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
 from promptbench.clip import weights
+from promptbench.clip.arithmetic import Arithmetic, suitable_threads
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.cards import Half
-from promptbench.data.dataset import Dataset, Item
+from promptbench.data.dataset import Dataset
+from promptbench.data.splits import Item
 from promptbench.data.views import Views
 from promptbench.errors import UserError
-from promptbench.methods._base import get_method
+from promptbench.methods._registry import get_method
 from promptbench.storage import default_folder, hash_file, hash_value, write_atomic
-from promptbench.training.environment import default_device, suitable_threads
+from promptbench.training.counts import Counts, Evaluation
+from promptbench.training.device import default_device
 from promptbench.training.evaluate import evaluate
 from promptbench.training.loop import create
-from promptbench.trials.record import Counts
-from promptbench.trials.trial import Evaluation
 
 SUITE = "pocket"
 CURVE = Path(__file__).with_name("curve.csv")  # of the training that made the shipped weights
@@ -124,7 +125,12 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, half: Half = "all") -> Counts:
     """Zero-shot answers on the test pictures of a half, among its own classes."""
     kind = get_method("zeroshot")
     method = create(kind, clip, kind.Settings(), dataset.classes(half), seed=0)
-    return evaluate(method, dataset, Evaluation(dataset=dataset.name, classes=half)).counts
+    return evaluate(
+        method,
+        dataset,
+        Evaluation(dataset=dataset.name, classes=half),
+        arithmetic=Arithmetic(method.clip.device),
+    ).counts
 
 
 def by_style(clip: FrozenCLIP, dataset: Dataset) -> dict[str, Counts]:
@@ -263,7 +269,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
         pen.text((left, top), name, "black", font)
         stream = random.Random(f"sheet {dataset.name} {name}")
         for i, item in enumerate(_some(dataset, label, stream)):
-            picture = ImageOps.pad(dataset.picture(item.path), (PICTURE, PICTURE), color="white")
+            picture = ImageOps.pad(dataset.image(item.path), (PICTURE, PICTURE), color="white")
             sheet.paste(picture, (left + i * (PICTURE + GAP), top + LABEL))
     return sheet
 

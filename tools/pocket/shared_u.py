@@ -25,11 +25,13 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.data.views import Views, epoch_order, load_batches
-from promptbench.methods._base import Batch, get_method, get_recipe, resolve_settings
+from promptbench.methods._base import Batch
+from promptbench.methods._registry import get_method, get_recipe, resolve_settings
 from promptbench.storage import default_folder
+from promptbench.training.files import PROMPTS
 from promptbench.training.loop import create
 from promptbench.trials.plan import tuned_settings
-from promptbench.trials.record import PROMPTS, read_records
+from promptbench.trials.record import read_records
 
 FACTORS = ("U", "U_vision", "V_text", "V_vision")
 STARTS = {"matched": {"init": "matched"}, "small": {"init": "small"}}

@@ -39,7 +39,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from promptbench.clip.tokens import END, START, encode
+from promptbench.clip.tokenizer import END, START, encode
 from promptbench.clip.weights import MEAN, STD
 from promptbench.methods._templates import GENERIC_60
 from tools.pocket.augment import as_tested, views

@@ -25,7 +25,7 @@ from promptbench.data import cards
 from promptbench.data import dataset as data
 from promptbench.execution.execute import execute
 from promptbench.execution.progress import PlainReporter
-from promptbench.methods._base import get_method, methods
+from promptbench.methods._registry import get_method, methods
 from promptbench.storage import default_folder
 from promptbench.trials.benchmarks import BENCHMARKS
 from promptbench.trials.plan import plan

@@ -16,8 +16,10 @@ from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.tokens import Row, template_rows
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Batch, Method, get_method
-from promptbench.training.loop import Steps, create
+from promptbench.methods._base import Batch, Method
+from promptbench.methods._registry import get_method
+from promptbench.training.loop import create
+from promptbench.training.steps import Steps
 
 SEEDS = 24  # draws of our own that initial values are compared with
 CONSTANT = {"warmup_epochs": 0, "schedule": "epoch", "epochs": 1, "steps": 0}  # one rate for all steps

@@ -12,10 +12,11 @@ from promptbench.checks.parity.case import Case
 from promptbench.checks.parity.compare import Comparison, relative, tolerances
 from promptbench.checks.parity.start import distance, summary
 from promptbench.checks.parity.tables import check_template_tokens
+from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
 from promptbench.methods._base import Method
-from promptbench.training.loop import Steps
+from promptbench.training.steps import Steps
 
 SCALE_30 = tolerances(loss=1e-4, steps=1e-5, logits_after=1e-4)
 SCALE_100 = SCALE_30 | {"logits": 3e-4, "logits_after": 3e-4}
@@ -142,10 +143,10 @@ class CLIPLoRACase(AdapterCase):
         plain = super().gradients(method, loss)
         if method.training or not self.masked:
             return plain
-        self.clip.reference = True
+        method.clip = ReferenceCLIP(self.clip)
         mask(method.train(), 1, self.compare)
         masked = self.gradients(method, method.loss(self.batch, self.classes))
-        self.clip.reference = False
+        method.clip = self.clip
         method.eval()
 
         def away(ours: dict[str, Tensor]) -> float:
@@ -161,12 +162,14 @@ class CLIPLoRACase(AdapterCase):
 
     def step(self, method: Method, steps: Steps, number: int, before: dict[str, list[Tensor]]) -> Tensor:
         if self.compare.starting(rf"mask{number}\."):
-            self.clip.reference = True  # masks differ between classes, so no token is shared by them
+            method.clip = ReferenceCLIP(
+                self.clip
+            )  # masks differ between classes, so no token is shared by them
             mask(method, number, self.compare)
         with torch.no_grad():
             self.inside.append(method.logits(self.batch, method.classifier(self.classes)))
         loss = super().step(method, steps, number, before)
-        self.clip.reference = False
+        method.clip = self.clip
         return loss
 
     def check_outputs(self, method: Method, suffix: str) -> None:
@@ -208,13 +211,14 @@ def place_of(tower: str, block: int, key: str) -> str:
 
 def mask(method: Any, number: int, compare: Comparison) -> None:
     """Let a method in training drop what the official code dropped in step ``number``."""
-    kept = 1 - method.settings.dropout
+    share: float = 1 - method.settings.dropout
 
     def drop(tower: str, layer: int, key: str, h: Tensor) -> Tensor:
         if not method.training:
             return h
         elements = compare.take(f"mask{number}.{place_of(tower, layer, key)}")
         rows, length, width = h.shape
-        return h * elements.view(length, rows, width).transpose(0, 1) / kept
+        kept: Tensor = elements.view(length, rows, width).transpose(0, 1)
+        return h * kept / share
 
     method.drop = drop

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from promptbench.checks.parity.case import CONSTANT, Case
 from promptbench.clip.tokens import prompt_rows
-from promptbench.methods._base import Method, Settings
+from promptbench.methods._base import Method
+from promptbench.methods._settings import PromptSettings, Settings
 from promptbench.methods._templates import GENERIC_60
-from promptbench.training.loop import Steps, aggregation_weights
+from promptbench.training.schedule import aggregation_weights
+from promptbench.training.steps import Steps
 
 SGD = {"optimizer": "sgd", "lr": 0.0025, "momentum": 0.9, "weight_decay": 5e-4}
 #: PromptSRC's terms by the beginnings of their arrays' names; these are weighted
@@ -28,7 +30,7 @@ class PromptCase(Case):
 
     def check_tokens(self, method: Method) -> None:
         s, rows = method.settings, method.layout(self.classes).rows
-        if getattr(s, "n_ctx", 0):  # official tokens stand in the order of "end" wherever the name goes
+        if isinstance(s, PromptSettings) and s.n_ctx:  # official tokens are in the order of "end"
             rows = prompt_rows(self.classes.names, s.ctx_init, s.n_ctx)
         self.rows("tokens", rows)
 

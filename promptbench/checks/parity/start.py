@@ -32,4 +32,4 @@ def distance(ours: Tensor, official: Tensor, n: int) -> float:
             inside = (values > extreme).sum().item() / rank
             tail = (values[-1] - values[-1 - rank]).item()
             off += [inside, (extreme - values[-1].item()) / (3 * tail)]
-    return max(off)
+    return float(max(off))

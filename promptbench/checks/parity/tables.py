@@ -12,8 +12,9 @@ from promptbench.checks.parity.folder import Folder
 from promptbench.clip.tokens import template_rows
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
-from promptbench.methods._base import Settings, get_method
-from promptbench.training.loop import aggregation_weights, learning_rate
+from promptbench.methods._registry import get_method
+from promptbench.methods._settings import Settings
+from promptbench.training.schedule import aggregation_weights, learning_rate
 
 EPOCHS = re.compile(r"lr([\d.e-]+)_epochs(\d+)")
 STEPS = re.compile(r"lr([\d.e-]+)_iters(\d+)_shots(\d+)")

@@ -12,7 +12,8 @@ from promptbench.clip.tokens import template_rows
 from promptbench.data.views import epoch_order
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method, Shots
-from promptbench.training.loop import Steps
+from promptbench.methods.tip_adapter import TipAdapter
+from promptbench.training.steps import Steps
 
 CLOSE = 1e-3  # a gap between the two largest logits within which rounding may decide
 
@@ -50,9 +51,10 @@ class TipAdapterCase(TemplatesCase):
     def official(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}  # nothing is learned
 
-    def draw(self, seed: int, **changes: Any) -> Method:
+    def draw(self, seed: int, **changes: Any) -> TipAdapter:
         """Our method with the cache that it makes of the augmented features."""
         method = super().draw(seed, **changes)
+        assert isinstance(method, TipAdapter)
         if len(self.passes) != method.settings.passes:
             raise UserError("aug_features_raw has not as many passes as augment_epochs says")
         method.before_training(self.shots)
@@ -65,7 +67,7 @@ class TipAdapterCase(TemplatesCase):
         raw = [self.clip.text_features(self.clip.layout(one)) for one in rows]
         self.compare.check("text_features_raw", torch.stack(raw, dim=1) if len(raw) > 1 else raw[0])
         self.compare.check("text_features", method.text_features(self.classes))
-        self.compare.check("cache_keys", self.draw(0).keys)  # type: ignore[arg-type]
+        self.compare.check("cache_keys", self.draw(0).keys)
         self.compare.check("cache_values", method.classifier(self.classes)[1])
         self.compare.check("val_features", method.image_features(self.held_out))
         self.compare.check("test_features", method.image_features(self.tested))

@@ -17,11 +17,14 @@ from promptbench.data import dataset as data
 from promptbench.data.cards import cards
 from promptbench.data.dataset import Dataset, with_draws
 from promptbench.errors import UserError
-from promptbench.execution.execute import Job, Worker, claim
+from promptbench.execution.claims import claim
+from promptbench.execution.job import Job
 from promptbench.execution.local import Messenger
+from promptbench.execution.worker import Worker
 from promptbench.storage import default_folder, require_writable
-from promptbench.training import environment
-from promptbench.trials.record import FILES, RECORD
+from promptbench.training.device import default_device
+from promptbench.training.files import FILES, RECORD
+from promptbench.training.provenance import code_hash
 from promptbench.trials.trial import Trial
 
 
@@ -43,7 +46,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A dataset that every installation has, so that its pictures stay where they are."""
+    """A dataset that every installation has, so that its images are not sent."""
 
     name: str
     template: str
@@ -56,7 +59,7 @@ class Shipped:
         if self.draws is not None:
             dataset = with_draws(dataset, self.draws)
         if dataset.fingerprint != self.fingerprint:
-            raise UserError(f"its {self.name} or the draws of it are others; install the same everywhere.")
+            raise UserError(f"its dataset {self.name} or its draws differ; install the same on every node.")
         return dataset
 
 
@@ -96,11 +99,11 @@ def run_trial_here(
     on; what other code left is never used.
     """
     try:
-        if code != environment.code_hash():
+        if code != code_hash():
             raise UserError("it has another version of promptbench; install the same on every node.")
         worker = _prepare(setup[0])
         if weights_identity(trial.backbone, trial.pretrained) != trial.weights:
-            raise UserError(f"its weights {trial.pretrained} are others; put the same on every node.")
+            raise UserError(f"its weights {trial.pretrained} differ; install the same file on every node.")
     except UserError as error:
         return NodeError(f"Node {platform.node()} ({ray.util.get_node_ip_address()}): {error}")
     messenger, out = worker.reporter, worker.job.out
@@ -132,14 +135,14 @@ def _prepare(reference: Any) -> Worker:
         for name, one in setup.datasets.items():
             datasets[name] = dataset = one.load() if isinstance(one, Shipped) else one
             if dataset.root is not None and not dataset.root.is_dir():
-                raise UserError(f"it has no {dataset.root}; the data must be at the same place everywhere.")
-        out = default_folder() / "ray" / environment.code_hash()[:16]
+                raise UserError(f"it has no {dataset.root}; the data must be at the same path on every node.")
+        out = default_folder() / "ray" / code_hash()[:16]
         require_writable(out)
         job = replace(
             setup.job,
             datasets=datasets,
             out=out,
-            device=environment.default_device(setup.job.device.type),
+            device=default_device(setup.job.device.type),
             cache=FeatureCache(default_folder()) if setup.job.cache else None,
         )
         _ready = reference.hex(), Worker(job, Messenger(setup.events))

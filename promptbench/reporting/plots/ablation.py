@@ -7,14 +7,7 @@ import pandas as pd
 from promptbench.analysis import published
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import METRICS
-from promptbench.reporting.plots._base import (
-    COLOURS,
-    HALO,
-    Drawing,
-    declare,
-    error_bars,
-    new_figure,
-)
+from promptbench.reporting.plots._base import COLOURS, HALO, Drawing, declare, error_bars, new_figure
 
 PAPER = "2602.21397"
 #: step, its names in our tables (the recipe's, and that of --set), and in the paper's tables 4 and 5

@@ -7,14 +7,7 @@ import pandas as pd
 
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import METRICS
-from promptbench.reporting.plots._base import (
-    Drawing,
-    declare,
-    error_bars,
-    label_points,
-    new_figure,
-    point,
-)
+from promptbench.reporting.plots._base import Drawing, declare, error_bars, label_points, new_figure, point
 
 
 @declare(

@@ -7,16 +7,8 @@ import pandas as pd
 
 from promptbench.analysis.comparison import Material
 from promptbench.console import plain
-from promptbench.reporting.plots._base import (
-    COLOURS,
-    LINES,
-    Drawing,
-    bottom,
-    declare,
-    legend_below,
-    panels,
-)
-from promptbench.trials.record import METRICS
+from promptbench.reporting.plots._base import COLOURS, LINES, Drawing, bottom, declare, legend_below, panels
+from promptbench.training.files import METRICS
 
 COLUMNS = {"loss": "training loss", "val_accuracy": "validation (%)"}
 

@@ -6,15 +6,7 @@ import pandas as pd
 
 from promptbench.analysis.comparison import Material
 from promptbench.analysis.vocabulary import as_published
-from promptbench.reporting.plots._base import (
-    Drawing,
-    bottom,
-    declare,
-    error_bars,
-    legend_below,
-    line,
-    panels,
-)
+from promptbench.reporting.plots._base import Drawing, bottom, declare, error_bars, legend_below, line, panels
 from promptbench.reporting.tables import is_published
 
 FEW = 8  # more methods have no error bars: they would hide each other

@@ -1,12 +1,10 @@
-"""Where a trial ran: versions, device, code hash, peak memory. One function serves every record."""
+"""Where a trial ran: versions, device, hash of the code, peak memory."""
 
-import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -15,8 +13,6 @@ from typing import Any
 import torch
 
 import promptbench
-from promptbench.clip.weights import Shape
-from promptbench.errors import UserError
 from promptbench.storage import hash_file, hash_value
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "scikit-learn")
@@ -100,54 +96,3 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def default_device(asked: str | None = None) -> torch.device:
-    """The device ``asked`` for, or that of ``PROMPTBENCH_DEVICE``, or CUDA if there is one, else the CPU.
-
-    Raises UserError if that names no device of this machine.
-    """
-    name = asked or os.environ.get("PROMPTBENCH_DEVICE")
-    what = f"--device {asked}" if asked else f"PROMPTBENCH_DEVICE={name}"
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            one = torch.ones(1, device=device)
-            if one.item() != 1:  # "meta" and its like know shapes only, and have no numbers to give
-                raise RuntimeError("it computes nothing")
-            return one.device
-        # Asked, not tried: a tensor would take some hundred MB of a GPU that workers are to use.
-        if (index := device.index or 0) >= torch.cuda.device_count():
-            raise RuntimeError("no such GPU")
-        return torch.device("cuda", index)
-    except Exception:  # backends that are not installed fail in ways of their own
-        raise UserError(
-            f"{what} names no device of this machine that computes; use cpu, cuda or cuda:N."
-        ) from None
-
-
-def one_thread(device: torch.device, shape: Shape) -> bool:
-    """Whether a very small backbone runs on the CPU.
-
-    There a second thread gains nothing and loses much as soon as another program wants its core; and one
-    thread gives the same bits whatever the machine's number of cores. Larger backbones use all threads.
-    """
-    return device.type == "cpu" and shape.vision_width <= 256
-
-
-@contextmanager
-def suitable_threads(device: torch.device, shape: Shape) -> Iterator[None]:
-    """`one_thread` where that is best, all that are set otherwise."""
-    before = torch.get_num_threads()
-    if one_thread(device, shape):
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,4 @@
-"""Folders of images: what is in them, listed once and kept in the user's cache directory; and the lines of
-official lists."""
+"""Folders of images, listed once and cached for the user; and the lines of official lists."""
 
 import os
 import time
@@ -12,16 +11,16 @@ from promptbench.data.images import SUFFIXES, UNREADABLE
 from promptbench.errors import UserError
 from promptbench.storage import default_folder, hash_value
 
-#: folders that systems and archives make, and files that nobody misses
+#: folders and files that systems and archives create
 _IGNORED = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
 
 
 class Tree(NamedTuple):
-    """What a folder holds. Hidden files and folders (".x", and "._x" of Macs) are no part of it.
+    """What a folder contains, without hidden files and folders (".x", and "._x" on Macs).
 
     ``images``: the sorted names of the images directly in each folder, by its path from the root, "" for the
-    root; every folder is there. ``others``: paths of files that are no images, or links to nothing.
-    ``outside``: paths of links that lead out of the root.
+    root; every folder is listed. ``others``: paths of files that are not images, and of broken links.
+    ``outside``: paths of links that point outside the root.
     """
 
     images: dict[str, list[str]]
@@ -30,19 +29,19 @@ class Tree(NamedTuple):
 
 
 def note(what: str, paths: Sequence[str]) -> list[str]:
-    """A note of a dataset on some of its files, with an example; none if there are no such files."""
+    """A dataset's note on some of its files, with an example; empty if there are no such files."""
     number = f"{len(paths):,} file{'s' if len(paths) != 1 else ''}"
     return [f"{what}: {number}, such as {paths[0]!r}"] if paths else []
 
 
 def outside_note(paths: Sequence[str]) -> list[str]:
-    """The note on links that lead out of a dataset's folder: what they lead to is shown in reports too."""
-    return note("read through links that lead out of the folder", paths)
+    """The note on links that point outside a dataset's folder: reports show their targets too."""
+    return note("read through links that point outside the folder", paths)
 
 
 def list_folders(root: Path, dataset: str) -> dict[str, list[str]]:
-    """Sub-folders of ``root`` and the sorted names of the images directly in each, as the official loaders of
-    class folders take them. Raises UserError as `list_tree`, or if there is no sub-folder."""
+    """Sub-folders of ``root`` and the sorted names of the images directly in each, as official loaders read
+    class folders. Raises UserError as `list_tree`, or if there is no sub-folder."""
     images = list_tree(root, dataset, depth=1).images
     found = {folder: names for folder, names in images.items() if folder}
     if not found:
@@ -51,12 +50,12 @@ def list_folders(root: Path, dataset: str) -> dict[str, list[str]]:
 
 
 def list_tree(root: Path, dataset: str, depth: int | None = None) -> Tree:
-    """What ``root`` holds, down to ``depth`` folders below it (None: all).
+    """What ``root`` contains, down to ``depth`` levels of folders (None: all).
 
-    Kept with the times of change and the inodes of all folders, and listed anew when one of them differs, so
-    that a million names are listed once.
-    Raises UserError if ``root`` is no folder, if one cannot be read or holds images in a format that cannot,
-    or a name is not UTF-8.
+    The list is cached with the mtime, ctime and inode of every folder and made again when one of them
+    differs, so that a million names are listed once.
+    Raises UserError if ``root`` is not a folder, a folder cannot be read, an image has a format that cannot
+    be read, or a name is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"{dataset}: expected a folder with one sub-folder per class at {root}.")
@@ -91,8 +90,8 @@ def _walk(
     stamps: dict[str, tuple[int, int, int]],
     above: frozenset[tuple[int, int]],
 ) -> None:
-    """Adds the folder ``root / within`` and what is below it. ``above``: device and inode of the folders it
-    lies in, so that links in a circle end."""
+    """Add the folder ``root / within`` and everything below it. ``above``: device and inode of its parents,
+    so that circular links end."""
     folder = root / within
     try:
         seen = folder.stat()
@@ -122,7 +121,7 @@ def _walk(
                 _walk(root, path, depth, dataset, tree, stamps, above)
         elif suffix in UNREADABLE and within:
             raise UserError(
-                f"{dataset}: {entry.path} is of a kind that cannot be read; convert it to JPEG or PNG."
+                f"{dataset}: {entry.path} has a format that cannot be read; convert it to JPEG or PNG."
             )
         elif suffix in SUFFIXES and is_file:
             mine.append(entry.name)
@@ -131,7 +130,7 @@ def _walk(
 
 
 def _entries(folder: Path, dataset: str) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name. Raises UserError if it cannot be listed or a name is not UTF-8."""
+    """Entries of a folder, by name. Raises UserError if it cannot be listed or a name is not UTF-8."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -148,7 +147,7 @@ def _entries(folder: Path, dataset: str) -> list[os.DirEntry[str]]:
 
 
 def read_lines(path: Path, dataset: str) -> list[str]:
-    """The lines of an official list that are not blank, without blanks at their ends.
+    """The non-blank lines of an official list, stripped.
 
     Raises UserError if it cannot be read.
     """
