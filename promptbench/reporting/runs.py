@@ -8,7 +8,7 @@ import pandas as pd
 from promptbench.analysis.ablation import measure, tabulate
 from promptbench.analysis.summary import frame, summarise
 from promptbench.console import table
-from promptbench.reporting.tables import markdown, render
+from promptbench.reporting.tables import markdown, markdown_table, render
 from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
@@ -52,6 +52,4 @@ def ablation_tables(
 def _markdown(rows: Sequence[dict[str, str]]) -> str:
     if not rows:
         return ""
-    numbers = {"step", "after", "recipe", "direction"} ^ set(rows[0])
-    align = ["right" if key in numbers else "left" for key in rows[0]]
-    return pd.DataFrame(rows).to_markdown(index=False, colalign=align, disable_numparse=True)
+    return markdown_table(pd.DataFrame(rows), left=("step", "after", "recipe", "direction"))
