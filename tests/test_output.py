@@ -287,7 +287,7 @@ def test_a_report_opens_no_folder_that_a_record_names(
     assert call("report", "--out", str(tmp_path / "out")) == 0
     text = (tmp_path / "out/report.html").read_text("utf-8")
     assert "data:image/jpeg" not in text
-    assert "It shows those of shipped datasets and of what --dataset names" in text
+    assert "It shows only those of shipped datasets and of what --dataset names" in text
     said = capsys.readouterr().err
     assert "A report opens shipped datasets and what --dataset names" in said
 
