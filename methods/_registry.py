@@ -42,7 +42,7 @@ def get_method(name: str) -> type[Method]:
 
 
 @dataclass(frozen=True)
-class Step:
+class AblationStep:
     """A recipe's place in a table of ablations: the method it is an ablation ``of``, the ``group``, what it
     is called there, and ``method`` and ``setting`` of its rows in results/published.csv, if there are any."""
 
@@ -61,7 +61,7 @@ class Recipe:
     method: type[Method]
     settings: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
-    ablation: tuple[Step, ...] = ()
+    ablation: tuple[AblationStep, ...] = ()
 
     @property
     def label(self) -> str:
@@ -76,7 +76,7 @@ def recipes() -> dict[str, Recipe]:
     found = {name: Recipe(name, kind) for name, kind in methods().items()}
     for name, one in parse_yaml(text).items():
         about, usual = one.get("about", ""), {"of": one["method"], "step": one.get("about", "")}
-        steps = tuple(Step(**{**usual, **step}) for step in one.get("ablation", ()))
+        steps = tuple(AblationStep(**{**usual, **step}) for step in one.get("ablation", ()))
         found.pop(name, None)  # rows of an ablation have the order of the file
         found[name] = Recipe(name, methods()[one["method"]], one.get("settings", {}), about, steps)
     return found

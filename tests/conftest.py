@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from promptbench.clip import weights
+from promptbench.clip import backbones
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
@@ -42,7 +42,7 @@ def tiny() -> torch.nn.Module:
 @pytest.fixture
 def clip(tiny: torch.nn.Module) -> FrozenCLIP:
     """A random CLIP of 4 + 4 layers, widths 64 and 128."""
-    return FrozenCLIP(tiny, weights.shape_of(plain.CONFIG))
+    return FrozenCLIP(tiny, backbones.shape_of(plain.CONFIG))
 
 
 @pytest.fixture

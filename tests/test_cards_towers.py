@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptbench.clip import weights
+from promptbench.clip import backbones
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.reference import ReferenceCLIP
 from promptbench.data import dataset as data
@@ -60,7 +60,7 @@ def exact(tiny: Any) -> Any:
 @pytest.fixture(scope="module")
 def backbone(tiny: Any) -> FrozenCLIP:
     """One for all tests here, so that frozen features are computed once."""
-    return FrozenCLIP(tiny, weights.shape_of(plain.CONFIG))
+    return FrozenCLIP(tiny, backbones.shape_of(plain.CONFIG))
 
 
 @pytest.fixture
@@ -901,7 +901,7 @@ def test_mmrlpp_weight_and_mix_per_dataset(dataset: str) -> None:
     for benchmark in ("base2novel", "fewshot"):
         s = resolve_settings(get_method("mmrlpp"), benchmark, 16, dataset)
         assert (s.weight, s.mix, s.width, s.target_mix) == (*CHOSEN[dataset], 512, {})
-        shape = weights.backbone_shape("ViT-B-16-quickgelu")
+        shape = backbones.backbone_shape("ViT-B-16-quickgelu")
         assert get_method("mmrlpp").parameter_count(s, shape, 50) == 813_312
 
 
@@ -922,7 +922,7 @@ def test_mmrlpp_weight_and_mix_per_dataset(dataset: str) -> None:
 )
 def test_counts_of_the_cards(name: str, changes: Settings, count: int) -> None:
     kind = get_method(name)
-    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    shape = backbones.backbone_shape("ViT-B-16-quickgelu")
     assert kind.parameter_count(kind.Settings(**changes), shape, 50) == count
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptbench.clip import tokens, weights
+from promptbench.clip import backbones, tokens
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.clip.prompts import Prompts
 from promptbench.clip.reference import ReferenceCLIP
@@ -188,7 +188,7 @@ def test_one_class_and_equal_classes(clip: FrozenCLIP) -> None:
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_unprompted_equals_open_clip(quick_gelu: bool) -> None:
     model = plain.tiny_model(quick_gelu=quick_gelu)
-    clip = FrozenCLIP(model, weights.shape_of(plain.CONFIG))
+    clip = FrozenCLIP(model, backbones.shape_of(plain.CONFIG))
     rows = template_rows(NAMES.names, "a photo of a {}.")
     tokens = torch.zeros(len(rows), 77, dtype=torch.long)
     for i, row in enumerate(rows):
@@ -202,7 +202,7 @@ def test_layer_scale_blocks() -> None:
     """Blocks with LayerScale (ViT-M-16-alt) run through the same code."""
     vision = {**plain.CONFIG["vision_cfg"], "ls_init_value": 0.3}
     model = plain.tiny_model(vision_cfg=vision)
-    clip = FrozenCLIP(model, weights.shape_of(plain.CONFIG))
+    clip = FrozenCLIP(model, backbones.shape_of(plain.CONFIG))
     images = torch.randn(2, 3, 32, 32)
     assert close(clip.image_features(images), model.encode_image(images))
 

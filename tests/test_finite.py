@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from promptbench.clip import weights
+from promptbench.clip import backbones
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
 from promptbench.clip.frozen_clip import FrozenCLIP
@@ -36,7 +36,7 @@ def broken(kind: str) -> FrozenCLIP:
             model.visual.proj *= 1e25
         elif kind == "image zero":
             model.visual.proj.zero_()
-    return FrozenCLIP(model, weights.shape_of(plain.CONFIG))
+    return FrozenCLIP(model, backbones.shape_of(plain.CONFIG))
 
 
 @pytest.mark.parametrize("kind", ["scale", "text overflow", "image overflow"])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from promptbench.clip import weights
+from promptbench.clip import backbones
 from promptbench.clip.arithmetic import Arithmetic
 from promptbench.clip.features import chunks
 from promptbench.clip.frozen_clip import FrozenCLIP
@@ -214,7 +214,7 @@ def test_settings_too_deep_for_the_backbone(name: str, clip: FrozenCLIP) -> None
 
 
 def test_each_tower_has_its_own_depth() -> None:
-    shape = weights.backbone_shape("ViT-L-14")  # 24 vision layers, 12 text layers
+    shape = backbones.backbone_shape("ViT-L-14")  # 24 vision layers, 12 text layers
     ivlp = get_method("ivlp")
     ivlp.check(ivlp.Settings(**{"depth_vision": 20}), shape)
     with pytest.raises(UserError, match="depth_text=20 but this backbone has 12 layers"):
@@ -229,7 +229,7 @@ def vit_b16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrozenCLIP]:
     """ViT-B-16-quickgelu with random weights from a file written here, loaded like any user's file."""
     from open_clip.model import CLIP
 
-    config = weights.backbone_config("ViT-B-16-quickgelu")
+    config = backbones.backbone_config("ViT-B-16-quickgelu")
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     torch.manual_seed(0)
     state = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True).state_dict()
@@ -270,7 +270,7 @@ def vit_b16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrozenCLIP]:
     ],
 )
 def test_parameter_counts_of_the_papers(name: str, benchmark: str, count: int) -> None:
-    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    shape = backbones.backbone_shape("ViT-B-16-quickgelu")
     settings = resolve_settings(get_method(name), benchmark, 16, "caltech101")
     assert get_method(name).parameter_count(settings, shape, 50) == count
 
@@ -280,7 +280,7 @@ def test_parameter_counts_of_the_papers(name: str, benchmark: str, count: int) -
     [({"shared": False}, 11_592), ({"rank": 2}, 23_112), ({"rank": 4}, 46_224), ({"depth": 3}, 3_852)],
 )
 def test_mmlop_counts(changes: dict[str, Any], count: int) -> None:
-    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    shape = backbones.backbone_shape("ViT-B-16-quickgelu")
     kind = get_method("mmlop")
     assert kind.parameter_count(kind.Settings(**changes), shape, 50) == count
 
@@ -342,7 +342,7 @@ def test_settings_order_and_mistakes() -> None:
 
 def test_recipes(colours: data.Dataset) -> None:
     """Variants by name: paper, recipe, tuned, user; settings tell them apart."""
-    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    shape = backbones.backbone_shape("ViT-B-16-quickgelu")
     for name, recipe in recipes().items():
         settings = resolve_settings(recipe, "base2novel", 16, "dtd")
         recipe.method.check(settings, shape)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from promptbench.clip import weights
+from promptbench.clip import backbones, weight_files, weights
 from promptbench.errors import UserError
 from promptbench.storage import hash_file
 from tests import plain
@@ -98,7 +98,7 @@ def test_truncated_file(tmp_path: Path, state: State, suffix: str) -> None:
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="truncated or not a weights file"):
-        weights.read_weights(path)
+        weight_files.read_weights(path)
 
 
 def test_pt_state_dict_and_checkpoint(tmp_path: Path, state: State) -> None:
@@ -107,7 +107,7 @@ def test_pt_state_dict_and_checkpoint(tmp_path: Path, state: State) -> None:
         ("checkpoint", {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}),
     ):
         torch.save(content, tmp_path / f"{name}.pt")
-        read = weights.read_weights(tmp_path / f"{name}.pt")
+        read = weight_files.read_weights(tmp_path / f"{name}.pt")
         assert read.keys() == state.keys()
         assert all(torch.equal(read[k], state[k]) for k in state)
 
@@ -121,7 +121,7 @@ def test_pickled_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
     torch.save({"x": _Bomb()}, path)
     with pytest.raises(UserError, match="could run code"):
-        weights.read_weights(path)
+        weight_files.read_weights(path)
 
 
 class _Traced(nn.Module):
@@ -148,7 +148,7 @@ def test_torchscript_archive_is_read_without_running_it(tmp_path: Path, tiny: nn
     path = tmp_path / "ViT.pt"
     traced = torch.jit.trace(_Traced(tiny), torch.zeros(1, 3, 32, 32), check_trace=False)
     traced.save(str(path))
-    read = weights.read_weights(path)
+    read = weight_files.read_weights(path)
     expected = traced.state_dict()
     for key in tiny.state_dict():
         assert torch.equal(read[key], expected[key]), key
@@ -170,7 +170,7 @@ def test_torchscript_archive_is_read_without_running_it(tmp_path: Path, tiny: nn
 )
 def test_backbones_that_cannot_be_prompted(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        weights.backbone_config(name)
+        backbones.backbone_config(name)
 
 
 def test_weights_that_are_not_there() -> None:
@@ -183,7 +183,7 @@ def test_weights_that_are_not_there() -> None:
 
 
 def test_shapes_of_the_paper() -> None:
-    shape = weights.backbone_shape("ViT-B-16-quickgelu")
+    shape = backbones.backbone_shape("ViT-B-16-quickgelu")
     assert (shape.text_width, shape.vision_width, shape.embed_dim) == (512, 768, 512)
     assert (shape.text_layers, shape.vision_layers, shape.context_length) == (12, 12, 77)
 
@@ -195,7 +195,7 @@ def test_places_are_no_backbones(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("open_clip.get_model_config", reached)
     with pytest.raises(UserError, match="Unknown backbone"):
-        weights.backbone_config(name)
+        backbones.backbone_config(name)
 
 
 def test_advice_names_weights_that_fit() -> None:
@@ -299,7 +299,7 @@ def test_names_without_those_of_wrappers(tmp_path: Path, prefix: str, suffix: st
     state, path = {"visual.proj": torch.ones(2), "logit_scale": torch.ones(())}, tmp_path / f"w{suffix}"
     wrapped = {prefix + key: value for key, value in state.items()}
     save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
-    assert weights.read_weights(path).keys() == state.keys()
+    assert weight_files.read_weights(path).keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -310,12 +310,12 @@ def test_checkpoints_of_checkpoints(tmp_path: Path, keys: tuple[str, ...]) -> No
     for key in reversed(keys):
         content = {"epoch": 3, key: content}
     torch.save(content, tmp_path / "w.pt")
-    assert list(weights.read_weights(tmp_path / "w.pt")) == ["visual.proj"]
+    assert list(weight_files.read_weights(tmp_path / "w.pt")) == ["visual.proj"]
 
 
 def test_one_name_with_a_prefix_is_none_of_a_wrapper(tmp_path: Path) -> None:
     torch.save({"model.x": torch.ones(1), "y": torch.ones(1)}, tmp_path / "w.pt")
-    assert list(weights.read_weights(tmp_path / "w.pt")) == ["model.x", "y"]
+    assert list(weight_files.read_weights(tmp_path / "w.pt")) == ["model.x", "y"]
 
 
 def test_a_scale_that_is_no_logarithm(state: State) -> None:

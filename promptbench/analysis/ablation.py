@@ -17,7 +17,7 @@ from promptbench.trials.record import Record
 from promptbench.trials.trial import Trial
 
 if TYPE_CHECKING:  # methods need torch, tables of measured numbers do not
-    from promptbench.methods._registry import Recipe, Step
+    from promptbench.methods._registry import AblationStep, Recipe
 
 Rows = list[dict[str, str]]
 
@@ -29,7 +29,7 @@ class Measured:
     ``planned`` is how many of these there should be, ``settings`` and ``shots`` are those of its trials.
     """
 
-    step: "Step"
+    step: "AblationStep"
     recipe: "Recipe"
     settings: Mapping[str, Any]
     shots: int
@@ -71,7 +71,7 @@ class AblationTables:
     notes: list[str]
 
 
-def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
+def steps_of(method: str) -> "dict[str, list[tuple[AblationStep, Recipe]]]":
     """The ablations of ``method`` by group, in the order of the recipes.
 
     Raises UserError for a name that does not exist or has none.
@@ -79,7 +79,7 @@ def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
     from promptbench.methods._registry import get_recipe, recipes
 
     get_recipe(method)
-    found: dict[str, list[tuple[Step, Recipe]]] = {}
+    found: dict[str, list[tuple[AblationStep, Recipe]]] = {}
     known = {step.of for recipe in recipes().values() for step in recipe.ablation}
     if method not in known:
         raise UserError(
@@ -94,7 +94,7 @@ def steps_of(method: str) -> "dict[str, list[tuple[Step, Recipe]]]":
 
 
 def measure(
-    step: "Step", recipe: "Recipe", trials: Sequence[Trial], records: Mapping[str, Record]
+    step: "AblationStep", recipe: "Recipe", trials: Sequence[Trial], records: Mapping[str, Record]
 ) -> Measured:
     """A step from the records (by hash) of its ``trials``; those without a record are missing."""
     cells: dict[tuple[str, int], dict[str, float]] = {}
@@ -156,7 +156,7 @@ def _counts_for(trial: Trial, dataset: str) -> bool:
     return not (get_benchmark(trial.benchmark).transfer and dataset == trial.dataset)
 
 
-def _rows(step: "Step", trial: Trial) -> list[dict[str, Any]]:
+def _rows(step: "AblationStep", trial: Trial) -> list[dict[str, Any]]:
     """The published rows of a step, none for a benchmark without published ablations or for other shots."""
     if not step.published:
         return []
@@ -169,7 +169,7 @@ def _rows(step: "Step", trial: Trial) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in mine.to_dict("records")]
 
 
-def _published(step: "Step", trial: Trial) -> dict[str, float]:
+def _published(step: "AblationStep", trial: Trial) -> dict[str, float]:
     return {row["metric"]: float(row["value"]) for row in _rows(step, trial)}
 
 

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptbench.clip import weights
+from promptbench.clip import backbones, weights
 from promptbench.clip.blocks import project, run_block
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.memory import ActivationMemory, active_precision
-from promptbench.clip.prompts import Prompts as Prompts
+from promptbench.clip.prompts import Prompts
 from promptbench.clip.text_tower import TextTower
-from promptbench.clip.tokenizer import encode
-from promptbench.clip.tokens import Position, Row, TextLayout, prompt_rows, template_rows
+from promptbench.clip.tokenizer import Row, encode
+from promptbench.clip.tokens import Position, TextLayout, prompt_rows, template_rows
 from promptbench.clip.vision_tower import VisionTower
 from promptbench.data.cards import POCKET
 from promptbench.data.classnames import Classes
@@ -45,7 +45,7 @@ class FrozenCLIP:
     def __init__(
         self,
         model: nn.Module,
-        shape: weights.Shape,
+        shape: backbones.Shape,
         preprocess: dict[str, Any] | None = None,
         fingerprint: str = "",
         architecture: str = "",
@@ -82,7 +82,7 @@ class FrozenCLIP:
         model, config, fingerprint = weights.load_model(name, pretrained)
         return FrozenCLIP(
             model,
-            weights.shape_of(config),
+            backbones.shape_of(config),
             weights.preprocessing(name, pretrained),
             fingerprint,
             hash_value(config),
@@ -94,7 +94,7 @@ class FrozenCLIP:
     def untrained(cls, name: str, device: torch.device | str = "cpu") -> "FrozenCLIP":
         """A backbone with random weights, for measuring speed. Raises UserError for an unknown name."""
         model, config = weights.untrained_model(name)
-        return FrozenCLIP(model, weights.shape_of(config), device=device)
+        return FrozenCLIP(model, backbones.shape_of(config), device=device)
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> "FrozenCLIP":
         """Run the blocks through torch.compile from now on: the same features and gradients, up to rounding.

@@ -11,11 +11,7 @@ from typing import Any, Literal
 import torch
 
 from promptbench.clip.prompts import mixed
-from promptbench.clip.tokenizer import END as END
-from promptbench.clip.tokenizer import START as START
-from promptbench.clip.tokenizer import Row as Row
-from promptbench.clip.tokenizer import decode
-from promptbench.clip.tokenizer import encode as encode
+from promptbench.clip.tokenizer import END, START, Row, decode, encode
 from promptbench.data.classnames import readable
 from promptbench.errors import UserError
 

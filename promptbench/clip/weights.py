@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-from promptbench.clip.backbones import Shape as Shape
-from promptbench.clip.backbones import backbone_config as backbone_config
-from promptbench.clip.backbones import backbone_shape as backbone_shape
-from promptbench.clip.backbones import backbones as backbones
-from promptbench.clip.backbones import pocket_folder as pocket_folder
-from promptbench.clip.backbones import shape_of as shape_of
-from promptbench.clip.weight_files import OPENAI_MARKS, hugging_face_gelu, is_hugging_face
-from promptbench.clip.weight_files import from_hugging_face as from_hugging_face
-from promptbench.clip.weight_files import read_weights as read_weights
+from promptbench.clip.backbones import (
+    backbone_config,
+    backbone_shape,
+    pocket_folder,
+)
+from promptbench.clip.weight_files import (
+    OPENAI_MARKS,
+    from_hugging_face,
+    hugging_face_gelu,
+    is_hugging_face,
+    read_weights,
+)
 from promptbench.data.cards import POCKET
 from promptbench.errors import UserError, unknown
 from promptbench.storage import hash_file

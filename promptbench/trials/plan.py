@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from promptbench.clip import weights
+from promptbench.clip import backbones, weights
 from promptbench.clip.precision import Precision
 from promptbench.data.cards import POCKET, Split
 from promptbench.data.dataset import Dataset
@@ -27,7 +27,7 @@ Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 @cache
 def _chosen() -> dict[str, Any]:
     """The settings that tools/pocket/tune.py wrote."""
-    return dict(read_yaml(weights.pocket_folder() / "settings.yaml", "settings"))
+    return dict(read_yaml(backbones.pocket_folder() / "settings.yaml", "settings"))
 
 
 def tuned_settings(backbone: str, recipe: Recipe) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def plan(
     Raises UserError for anything that would fail later: settings, classes, shots, weights.
     """
     fingerprint = weights.weights_identity(backbone, pretrained)
-    shape = weights.backbone_shape(backbone)
+    shape = backbones.backbone_shape(backbone)
     shots = tuple(shots or benchmark.shots)
     units: list[tuple[Dataset, tuple[Dataset, ...]]]
     if not benchmark.transfer:

@@ -28,10 +28,8 @@ from pydantic import (
 )
 
 from promptbench.storage import hash_file, write_atomic
-from promptbench.training.counts import Confused as Confused
-from promptbench.training.counts import Counts as Counts
-from promptbench.training.files import RECORD as RECORD
-from promptbench.training.files import SideFile
+from promptbench.training.counts import Confused, Counts
+from promptbench.training.files import RECORD, SideFile
 from promptbench.trials.trial import Trial
 
 SCHEMA: Final = 2

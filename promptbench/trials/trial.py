@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from promptbench.clip.precision import Precision as Precision
+from promptbench.clip.precision import Precision
 from promptbench.data.cards import POCKET, Half, Split
 from promptbench.storage import hash_value
-from promptbench.training.counts import Evaluation as Evaluation
+from promptbench.training.counts import Evaluation
 
 #: Settings added after the first trials had been hashed, at the values that describe what was done before:
 #: at these values they do not change the hash.

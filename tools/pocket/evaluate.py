@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.linear_model import LogisticRegression
 
-from promptbench.clip import weights
+from promptbench.clip import backbones, weight_files, weights
 from promptbench.clip.arithmetic import Arithmetic, suitable_threads
 from promptbench.clip.cache import FeatureCache
 from promptbench.clip.features import frozen_features
@@ -94,8 +94,8 @@ def load_backbone(folder: Path | None = None, file: Path | None = None) -> Froze
         raise UserError(f"There is no backbone in {folder}; it needs a pocket.json with model_cfg.") from None
     if not file.is_file():
         raise UserError(f"There is no weights file {file}; give one with --weights.")
-    model = weights.build_model(config, weights.read_weights(file), file.name)
-    shape = weights.shape_of(config)
+    model = weights.build_model(config, weight_files.read_weights(file), file.name)
+    shape = backbones.shape_of(config)
     return FrozenCLIP(model, shape, None, hash_file(file), hash_value(config), device, cache)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from promptbench.clip import weights
+from promptbench.clip import backbones
 from promptbench.clip.cache import FeatureCache
 from promptbench.data import cards
 from promptbench.data import dataset as data
@@ -103,7 +103,7 @@ def write(out: Path) -> None:
     text = head + yaml.safe_dump(
         {"common": COMMON, "settings": chosen, "tried": tried}, sort_keys=False, default_flow_style=None
     )
-    (weights.pocket_folder() / "settings.yaml").write_text(text)
+    (backbones.pocket_folder() / "settings.yaml").write_text(text)
     print(text)
 
 

@@ -13,7 +13,8 @@ from promptbench.checks.parity.folder import Folder
 from promptbench.checks.parity.start import distance, summary
 from promptbench.checks.parity.tables import check_tables
 from promptbench.clip.frozen_clip import FrozenCLIP
-from promptbench.clip.tokens import Row, template_rows
+from promptbench.clip.tokenizer import Row
+from promptbench.clip.tokens import template_rows
 from promptbench.data.classnames import Classes
 from promptbench.errors import UserError
 from promptbench.methods._base import Batch, Method

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptbench.clip import weights
+from promptbench.clip import backbones, weight_files, weights
 from promptbench.clip.frozen_clip import FrozenCLIP
 from promptbench.errors import UserError
 
@@ -34,7 +34,7 @@ class Folder:
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The arrays of one file."""
-        return weights.read_weights(self.path / name)
+        return weight_files.read_weights(self.path / name)
 
     def clip(self, files: tuple[str, ...] = ()) -> FrozenCLIP:
         """The frozen CLIP of some files, the first whole, the others with further rows of the vocabulary.
@@ -84,4 +84,4 @@ def build_clip(state: Mapping[str, Tensor]) -> FrozenCLIP:
             "context_length": len(state["positional_embedding"]),
         },
     }
-    return FrozenCLIP(weights.build_model(config, dict(state), FROZEN), weights.shape_of(config))
+    return FrozenCLIP(weights.build_model(config, dict(state), FROZEN), backbones.shape_of(config))
