@@ -209,7 +209,11 @@ def test_run_compare_show(make_dataset: Any, tmp_path: Path, capsys: pytest.Capt
     assert call("show", json.loads((folder / "record.json").read_text())["hash"][:10], "--out", str(out)) == 0
     text = capsys.readouterr().out
     assert text.count("trainable parameters") == 2
+    assert text.count("the digest and 4 files beside the record match") == 2
     assert "2,196" in text
+    (folder / "prompts.safetensors").write_bytes(b"")
+    assert call("show", str(folder)) == 0
+    assert "prompts.safetensors was changed or cut off after it was written" in capsys.readouterr().out
 
 
 def test_fewshot_and_variants(make_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

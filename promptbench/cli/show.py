@@ -23,4 +23,4 @@ def show(
     """Show what one run measured, its settings and where it ran."""
     from promptbench.reporting.show import describe, find_record
 
-    print_rows([{"": key, " ": value} for key, value in describe(find_record(trial, out))])
+    print_rows([{"": key, " ": value} for key, value in describe(*find_record(trial, out))])

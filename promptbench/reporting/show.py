@@ -8,15 +8,16 @@ from promptbench.training.files import RECORD
 from promptbench.trials.record import BriefRecord, Fault, Record, each_record, examine
 
 
-def find_record(run: str, out: Path) -> Record:
-    """The record in the folder ``run``, or else the one under ``out`` whose hash starts with ``run``.
+def find_record(run: str, out: Path) -> tuple[Record, Path]:
+    """The record in the folder ``run``, or else the one under ``out`` whose hash starts with ``run``; and its
+    folder.
 
     Raises UserError if there is none, if it cannot be read, or if several hashes start like that.
     """
     folder = Path(run).parent if run and Path(run).name == RECORD else Path(run)
     found = examine(folder) if run and _is_folder(folder) else None
     if isinstance(found, Record):
-        return found
+        return found, folder
     if isinstance(found, Fault):
         fix = "update promptbench" if found.newer else "delete it and run the trial again"
         raise UserError(f"{found.path} is no record that can be read ({found.why}); {fix}.")
@@ -33,7 +34,7 @@ def find_record(run: str, out: Path) -> Record:
             f"`promptbench compare --out {out} --format csv`."
         )
     if isinstance(found := examine(places[0]), Record):
-        return found
+        return found, Path(places[0])
     raise UserError(f"{places[0]} was removed or changed just now; repeat the command.")
 
 
@@ -44,8 +45,9 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def describe(record: Record) -> list[tuple[str, str]]:
-    """What one trial measured, its settings and where it ran: pairs of a heading and a text."""
+def describe(record: Record, folder: Path) -> list[tuple[str, str]]:
+    """What one trial measured, its settings, where it ran, and whether the files in its folder match the
+    record: pairs of a heading and a text."""
     seconds = record.seconds
     rows = [
         ("run", f"{record.trial.label} ({record.trial.benchmark}, {record.hash[:8]})"),
@@ -64,6 +66,7 @@ def describe(record: Record) -> list[tuple[str, str]]:
         *(("data", label) for label in record.labels),
         *(("note", note) for note in record.notes),
         ("peak memory", f"{_or_unknown(lambda: record.peak_memory_bytes / 2**20)} MiB"),
+        ("proof", _proof(record, folder)),
         ("settings", ", ".join(f"{k}={v}" for k, v in record.trial.settings.items())),
         ("backbone", f"{record.trial.backbone}, weights {record.hashes.get('weights', 'unknown')[:12]}"),
         *((key, str(value)) for key, value in record.environment.items() if not isinstance(value, dict)),
@@ -78,6 +81,12 @@ def describe(record: Record) -> list[tuple[str, str]]:
     if worst:
         rows.append(("weakest classes", ", ".join(f"{name} {c}/{n}" for name, (c, n) in worst)))
     return rows
+
+
+def _proof(record: Record, folder: Path) -> str:
+    if not record.proven:
+        return "none: the record is of schema 1"
+    return record.damage(folder) or f"the digest and {len(record.files)} files beside the record match"
 
 
 def _or_unknown(number: Callable[[], float]) -> str:
