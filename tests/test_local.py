@@ -154,13 +154,28 @@ def test_a_failing_trial_leaves_the_others(
     assert isinstance(error, UserError)
 
 
-def test_a_trial_too_large_for_the_gpu_leaves_the_others(
-    trials: list[Trial], colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            "the GPU's memory; run fewer",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "the machine's"),
+        (MemoryError(), "the machine's memory; run fewer at once (--jobs 1)"),
+    ],
+)
+def test_a_trial_too_large_for_memory_leaves_the_others(
+    trials: list[Trial],
+    colours: data.Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    said: str,
 ) -> None:
-
     def short(trial: Trial, *rest: Any) -> Record:
         if trial == trials[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise failure
         return run_trial(trial, *rest)
 
     monkeypatch.setattr(worker_module, "run_trial", short)
@@ -168,7 +183,7 @@ def test_a_trial_too_large_for_the_gpu_leaves_the_others(
     assert [r.hash for r in outcome.records] == [trials[1].hash]
     ((trial, error),) = outcome.failures
     assert trial == trials[0]
-    assert "ran out of the GPU's memory; run fewer at once (--per-gpu 1)" in str(error)
+    assert f"ran out of {said}" in str(error)
 
 
 def test_a_claimed_trial_is_left_to_its_owner(

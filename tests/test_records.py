@@ -70,6 +70,11 @@ def test_no_flipped_bit_is_ever_read_as_a_record(tmp_path: Path) -> None:
         assert isinstance(examine(tmp_path), Fault)
     path.write_bytes(whole.replace(b"\n", b"\r\n"))  # what git may do on Windows
     assert examine(tmp_path) == record
+    with path.open("ab") as file:
+        file.truncate(100 << 20)  # sparse: it takes no disk
+    fault = examine(tmp_path)
+    assert isinstance(fault, Fault)
+    assert fault.why == "larger than 64 MB, as no record is"
 
 
 @pytest.mark.parametrize("kind", [Record, BriefRecord])

@@ -85,11 +85,9 @@ class Worker:
                 )
         except UserError as error:
             failed = error
-        except torch.OutOfMemoryError:
-            failed = UserError(
-                "it ran out of the GPU's memory; run fewer at once (--per-gpu 1) or use a smaller batch "
-                "(--set batch_size=...)."
-            )
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if (failed := _out_of_memory(error)) is None:
+                raise
         if job.device.type == "cuda":
             torch.cuda.empty_cache()  # what this trial needed may be missing to another process
         if failed is not None:
@@ -97,3 +95,18 @@ class Worker:
             return failed
         self.reporter.finish(trial, record, skipped=False)
         return record
+
+
+def _out_of_memory(error: BaseException) -> UserError | None:
+    """The user's error for an allocation that failed; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        whose, fewer = "the GPU's", "--per-gpu 1"
+    # torch has no type for a failed allocation on the CPU
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        whose, fewer = "the machine's", "--jobs 1"
+    else:
+        return None
+    return UserError(
+        f"it ran out of {whose} memory; run fewer at once ({fewer}) or use a smaller batch "
+        "(--set batch_size=...)."
+    )

@@ -33,6 +33,7 @@ from promptbench.training.files import RECORD, SideFile
 from promptbench.trials.trial import Trial
 
 SCHEMA: Final = 2
+_LARGEST = 64 << 20  # bytes; a record of ImageNet has about 0.1 MB
 _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n\}\s*\Z')
 
 
@@ -144,11 +145,13 @@ def examine(folder: Path | str, kind: type[Record] = Record) -> Record | Fault |
     path = os.path.join(folder, RECORD)  # noqa: PTH118  # twice as fast
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            text = file.read()
+            text = file.read(_LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return Fault(Path(path), False, error.strerror or "cannot be read")
+    if len(text) > _LARGEST:
+        return Fault(Path(path), False, f"larger than {_LARGEST >> 20} MB, as no record is")
     return parse(text, path, kind)
 
 
