@@ -93,8 +93,8 @@ def run(
     force: bool = False,
     quiet: bool = False,
 ) -> "Record | list[Record]":
-    """Train methods and evaluate them, as `promptbench run` does: the record of a single trial, or the list
-    of records where the arguments make several trials.
+    """Train methods and evaluate them, as `promptbench run` does: the record of a single trial, or a list of
+    records where the arguments make several trials or one of them is a list.
 
     Finished trials under ``out`` are not run again (unless ``force``) and interrupted ones resume.
 
@@ -119,7 +119,11 @@ def run(
     if seed is not None and seeds is not None:
         raise UserError("Give seed or seeds, not both.")
     names = [methods] if isinstance(methods, str) else list(methods)
+    if not names:
+        raise UserError("Name at least one method, such as 'mmlop'.")
     one = isinstance(dataset, str | Path)
+    if not one and dataset is not None and not isinstance(dataset, list | tuple):
+        raise UserError("dataset takes a name, the path of a card (.yaml) or of a folder, or a list of them.")
     sweep = override(
         sweep_of(names),
         list((settings or {}).items()),
@@ -143,7 +147,9 @@ def run(
     trials = setup.trials()
     outcome = setup.run(trials, SilentReporter() if quiet else None)
     require_success(outcome)
-    return outcome.records[0] if len(trials) == 1 else outcome.records
+    lists = (benchmark, shots, () if one else dataset, () if isinstance(methods, str) else methods, seeds)
+    single = len(trials) == 1 and not any(isinstance(value, list | tuple) and value for value in lists)
+    return outcome.records[0] if single else outcome.records
 
 
 def records(out: str | Path = "results") -> "pd.DataFrame":

@@ -40,7 +40,6 @@ def still(root: Path) -> Path:
 
 
 def fingerprint(root: Path) -> str:
-    data.load.cache_clear()
     module._tables.clear()
     return data.load(str(root)).fingerprint
 
@@ -132,7 +131,6 @@ def test_a_corrected_image_of_a_standard_dataset_is_another_trial(tmp_path: Path
         mini.picture(tmp_path / "dtd" / "images" / path, shade)
 
     def trial(**more: Any) -> Any:
-        data.load.cache_clear()
         dataset = data.load("dtd", tmp_path, allow_nonstandard=True)
         (found,) = plan(get_benchmark("fewshot"), [get_method("coop")], [dataset], shots=(2,), **more)
         return dataset, found
@@ -163,3 +161,31 @@ def test_kept_values_say_whether_they_are_whole(tmp_path: Path) -> None:
     for damaged in (b"", b"\xff", path.read_bytes()[:-1], path.read_bytes().replace(b"1", b"2"), b"{}\n{}"):
         path.write_bytes(damaged)
         assert kept.read(path) is None
+
+
+def test_a_dataset_is_read_again_when_its_files_or_the_folder_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, such as a notebook: neither a name nor an earlier call decides."""
+    for shade, part in enumerate(("one", "two")):
+        for name in ("cat", "dog"):
+            for number in range(4):
+                mini.picture(tmp_path / part / "photos" / name / f"{number}.png", 40 * shade + number)
+    monkeypatch.chdir(tmp_path / "one")
+    first = data.load("photos")
+    mini.picture(tmp_path / "one" / "photos" / "cat" / "0.png", 250)
+    changed = data.load("photos")
+    monkeypatch.chdir(tmp_path / "two")
+    assert len({first.fingerprint, changed.fingerprint, data.load("photos").fingerprint}) == 3
+
+
+def test_a_broken_link_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "TICK", 0.0)  # what was listed just now is kept
+    root, store = tmp_path / "photos", tmp_path / "store"
+    for name in ("cat", "dog"):
+        for number in range(4):
+            mini.picture(root / name / f"{number}.png", number)
+    (root / "cat" / "linked.png").symlink_to(store / "linked.png")
+    before = sum(map(len, data.load(str(root)).splits.values()))
+    mini.picture(store / "linked.png", 9)
+    assert sum(map(len, data.load(str(root)).splits.values())) == before + 1

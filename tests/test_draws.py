@@ -124,3 +124,14 @@ def test_foreign_draws_are_used_and_make_another_dataset(colours: data.Dataset, 
     write_draw(draw_file(tmp_path, "colours", 2, 1), [own[0]._replace(path="images/0/elsewhere.png")], [])
     with pytest.raises(UserError, match=r"elsewhere\.png', which is not a training image"):
         changed.few_shot(2, 1, "all")
+
+
+def test_keys_that_take_for_ever_to_hash_are_refused(colours: data.Dataset, tmp_path: Path) -> None:
+    """Tuples of one tuple twice: each level doubles the time of a hash."""
+    levels = b"".join(b"h" + bytes([level]) + b"\x86\x94" for level in range(60))
+    for end in (b"K\x01s.", b"K\x01u."):
+        start = b"\x80\x04}" + (b"(" if end[-2:] == b"u." else b"") + b")\x94"
+        path = tmp_path / "shot_1-seed_1.pkl"
+        path.write_bytes(start + levels + end)
+        with pytest.raises(UserError, match="a key that is no text"):
+            import_draw(path, colours)

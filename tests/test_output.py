@@ -301,7 +301,7 @@ def test_a_report_opens_what_is_shipped_and_what_the_user_names(colours: data.Da
         with pytest.raises(UserError, match="Unknown dataset"):
             find(name)
     with pytest.raises(UserError, match="Two datasets are called 'colours'"):
-        report.finder([colours, data.load.__wrapped__(str(Path(str(colours.root)) / "card.yaml"))])
+        report.finder([colours, data.load(str(Path(str(colours.root)) / "card.yaml"))])
 
 
 def test_a_report_follows_no_link_out_of_a_dataset(colours: data.Dataset, tmp_path: Path) -> None:

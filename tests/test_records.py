@@ -1,6 +1,8 @@
 """A record proves itself: whatever is changed in it or beside it is found, and nothing newer is touched."""
 
+import errno
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -200,7 +202,7 @@ def test_a_changed_checkpoint_is_never_resumed_from(
         (folder / CHECKPOINT).write_bytes(damaged)
         capsys.readouterr()
         assert not run(planned, colours, out).failures
-        assert "its checkpoint was damaged; the trial starts over" in capsys.readouterr().err
+        assert "its checkpoint was damaged, or made by other code; it starts over" in capsys.readouterr().err
         assert content(folder) == expected
         (folder / "record.json").unlink()
     (folder / CHECKPOINT).write_bytes(whole)
@@ -288,3 +290,80 @@ def test_a_record_knows_its_commit(tmp_path: Path) -> None:
     assert repository() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     module.write_text("changed = True\n")
     assert repository() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_a_record_in_the_folder_of_another_trial_is_not_done(
+    colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = trials(colours, "coop", seeds=(1, 2))
+    expected = run([other], colours, tmp_path / "apart").records[0].evaluations
+    run([one], colours, tmp_path)
+    shutil.copytree(one.folder(tmp_path), other.folder(tmp_path))
+    (record,) = run([other], colours, tmp_path).records
+    assert record.hash == other.hash
+    assert record.evaluations == expected
+    assert "record.json is that of another trial; the trial is run again" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(
+    colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(PlainReporter):
+        def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
+            raise KeyboardInterrupt
+
+    planned = trials(colours, "coop")
+    with pytest.raises(KeyboardInterrupt):
+        execute(planned, {colours.name: colours}, tmp_path, Stopped())
+    monkeypatch.setattr("promptbench.training.checkpoint.code_hash", lambda: "other")
+    assert not run(planned, colours, tmp_path).failures
+    said = capsys.readouterr().err
+    assert "made by other code; it starts over" in said
+    assert "epoch 1/2" in said
+
+
+def test_record_files_that_cannot_be_read_are_left_alone(
+    colours: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = trials(colours, "zeroshot")
+    run(planned, colours, tmp_path)
+    path = planned[0].folder(tmp_path) / "record.json"
+    whole = path.read_bytes()
+    with monkeypatch.context() as broken:
+
+        def refuse(*_: Any) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+        broken.setattr("builtins.open", refuse)
+        fault = examine(path.parent)
+    assert isinstance(fault, Fault)
+    assert fault.unread
+    monkeypatch.setattr("promptbench.execution.worker.examine", lambda folder: fault)
+    ((_, error),) = run(planned, colours, tmp_path).failures
+    assert "cannot be read (Input/output error) and is left as it is; make it readable" in str(error)
+    assert path.read_bytes() == whole
+
+
+def test_odd_record_files_are_faults(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    os.mkfifo(path)  # reading it would wait for ever
+    assert examine(tmp_path) == Fault(path, False, "not a regular file")
+    path.unlink()
+    path.write_text('{"schema_version": 1e999}')
+    fault = examine(tmp_path)
+    assert isinstance(fault, Fault)
+    assert not fault.newer
+
+
+def test_evaluations_that_are_not_the_benchmarks_are_not_counted(tmp_path: Path) -> None:
+    write([make("coop", "a", 1, 1, 1, benchmark="fewshot", train_classes="all")], tmp_path)
+    with pytest.raises(UserError, match="No records of fewshot"):
+        load_records(tmp_path, "fewshot")
+
+
+def test_weights_replaced_after_planning_stop_the_trial(colours: data.Dataset, tmp_path: Path) -> None:
+    (trial,) = trials(colours, "zeroshot")
+    planned = trial.model_copy(update={"weights": "0" * 64})
+    planned.__dict__.pop("hash", None)
+    ((_, error),) = run([planned], colours, tmp_path).failures
+    assert "weights file was replaced after the command had started" in str(error)

@@ -224,7 +224,6 @@ def test_no_root_wrong_root_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_root_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTBENCH_DATA", str(root))
-    data.load.cache_clear()
     assert len(data.load("eurosat", allow_nonstandard=True).classnames) == 4
 
 
@@ -382,7 +381,6 @@ def test_own_splits_and_names_are_used(tmp_path: Path) -> None:
         data.load(str(folder))
     (folder / "train" / "Snow leopard").rename(folder / "train" / "Snow")
     (folder / "test" / "Snow leopard").rename(folder / "test" / "Snow")
-    data.load.cache_clear()
     dataset = data.load(str(folder))
     assert dataset.classnames == ("snow leopard", "lesser panda", "yak", "zebu")
     assert {split: len(items) for split, items in dataset.splits.items()} == {
@@ -417,7 +415,6 @@ def test_what_would_shift_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the folder '.*zoo/zebu' holds no images"):
         data.load(str(folder))
     (folder / "zebu" / "1.heic").write_bytes(b"")
-    data.load.cache_clear()
     with pytest.raises(UserError, match=r"1\.heic has a format that cannot be read; convert it"):
         data.load(str(folder))
     folder = own(tmp_path / "two", splits=True)
@@ -436,7 +433,6 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert dataset.notes == ()
     for name in ("Snow leopard", "red_panda"):
         (folder / name).rename(tmp_path / name)
-    data.load.cache_clear()
     with pytest.raises(UserError, match="has images directly in test and train; put them into one"):
         data.load(str(folder))
 
@@ -450,7 +446,6 @@ def test_other_words_for_splits(tmp_path: Path, val: str) -> None:
     assert [item.path for item in splits["val"]] == [f"{val}/red_panda/1.png", f"{val}/yak/1.png"]
     assert (len(splits["train"]), len(splits["test"])) == (40, 40)
     mini.picture(folder / ("val" if val != "val" else "valid") / "yak" / "1.png")
-    data.load.cache_clear()
     with pytest.raises(UserError, match="two of which name the same split; keep one"):
         data.load(str(folder))
 
@@ -464,7 +459,6 @@ def test_deeper_folders_are_of_the_class_they_lie_in(tmp_path: Path) -> None:
     assert paths["yak/young/brown/3.png"] == "yak"
     for split in ("train", "test"):
         shutil.copytree(folder / "zebu", folder / "red_panda" / split)
-    data.load.cache_clear()
     with pytest.raises(UserError, match="has folders train and test in a class; put them the other"):
         data.load(str(folder))
 
@@ -475,13 +469,11 @@ def test_hidden_files_are_no_images_and_others_are_told(tmp_path: Path) -> None:
     for name in ("._1.png", ".hidden.png", "Thumbs.db", ".thumbs/1.png", "@eaDir/1.png"):
         (folder / "yak" / name).parent.mkdir(exist_ok=True)
         (folder / "yak" / name).write_bytes(b"\0\5\x16\7")
-    data.load.cache_clear()
     hidden = data.load(str(folder))
     assert (hidden.fingerprint, hidden.notes) == (plain.fingerprint, ())
     (folder / "yak" / "1.tga").write_bytes(b"")
     (folder / "yak" / "gone.png").symlink_to("nowhere.png")
     mini.picture(folder / "stray.png")
-    data.load.cache_clear()
     assert data.load(str(folder)).notes == (
         "left out, since they are in no class folder: 1 file, such as 'stray.png'",
         "left out, since their format is not read: 2 files, such as 'yak/1.tga'",
@@ -494,7 +486,6 @@ def test_folders_beside_the_splits_are_told(tmp_path: Path) -> None:
     (note,) = data.load(str(folder)).notes
     assert note == "left out, since they are in no class folder: 1 file, such as 'unlabelled/1.png'"
     mini.picture(folder / "val" / "1.png")
-    data.load.cache_clear()
     with pytest.raises(UserError, match=r"zoo/val holds images directly; put them into one sub-folder"):
         data.load(str(folder))
 
@@ -520,7 +511,6 @@ def test_names_with_blanks_and_from_other_editors(tmp_path: Path) -> None:
     dataset = data.load(str(folder))
     assert dataset.classnames == ("ounce of the hills", "lesser panda", "yak", "zebu")
     (folder / "classnames.txt").write_bytes("red_panda Bär".encode("latin-1"))
-    data.load.cache_clear()
     with pytest.raises(UserError, match="is not UTF-8 text; save it as UTF-8"):
         data.load(str(folder))
     (folder / "classnames.txt").write_text("yak a\nyak b\n")

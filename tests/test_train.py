@@ -1,6 +1,5 @@
 """The loop: the field's schedule, exact resumption, cached features, and a loss that is not a number."""
 
-import hashlib
 import io
 import json
 import math
@@ -30,7 +29,7 @@ from promptbench.methods._base import Batch
 from promptbench.methods._registry import get_method
 from promptbench.methods._settings import Settings
 from promptbench.training import loop as train
-from promptbench.training.checkpoint import Progress
+from promptbench.training.checkpoint import Progress, digest
 from promptbench.training.counts import Evaluation
 from promptbench.training.evaluate import evaluate
 from promptbench.training.files import CHECKPOINT
@@ -354,7 +353,7 @@ def test_damaged_checkpoint(clip: FrozenCLIP, colours: data.Dataset, tmp_path: P
     assert train(1).epoch == 1  # as if it were not there
     content = io.BytesIO()
     torch.save({"progress": {}, "prompts": torch.zeros(3)}, content)
-    strange = content.getvalue() + hashlib.sha256(content.getvalue()).digest()
+    strange = content.getvalue() + digest(content.getvalue())
     (tmp_path / CHECKPOINT).write_bytes(strange)
     with pytest.raises(UserError, match="by another version of promptbench and has been removed; run"):
         train(1)

@@ -12,7 +12,7 @@ from promptbench.analysis import published
 from promptbench.analysis.summary import frame, summarise
 from promptbench.analysis.vocabulary import AVERAGE, METRICS, headline_metric, shots_text, span
 from promptbench.errors import UserError, unknown
-from promptbench.trials.benchmarks import DEFAULT
+from promptbench.trials.benchmarks import BENCHMARKS, DEFAULT
 from promptbench.trials.record import BriefRecord, Fault, Record, read_records
 from promptbench.trials.trial import PRESETS
 
@@ -52,8 +52,11 @@ def refuse_newer(faults: Sequence[Fault]) -> None:
 
 
 def is_whole_test(record: Record) -> bool:
-    """False for smoke runs (--limit) and other splits than test, which no table counts."""
-    return record.trial.split == "test" and record.trial.limit is None
+    """False for smoke runs (--limit), other splits than test, and evaluations that are not the benchmark's:
+    no table counts them."""
+    benchmark = BENCHMARKS.get(record.trial.benchmark)
+    fits = benchmark is None or {one.classes for one in record.evaluations} <= set(benchmark.test)
+    return record.trial.split == "test" and record.trial.limit is None and fits
 
 
 def comparable(

@@ -56,8 +56,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     No code from the file is ever run: ``.pt`` goes through torch's weights_only reader, TorchScript
     archives through a reader of our own that knows tensors and nothing else.
-    Raises UserError if the file is truncated, not a weights file, or not safe to read.
+    Raises UserError if the file is truncated, not a weights file, not safe to read, or claims arrays larger
+    than what it holds.
     """
+    state = _read(path)
+    for key, value in state.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: {key} is larger than what the file holds; get it again.")
+    return state
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

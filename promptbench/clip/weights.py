@@ -217,7 +217,11 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], wh
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
-    problems += [f"{key} holds NaN or infinity" for key, value in state.items() if not value.isfinite().all()]
+    problems += [
+        f"{key} holds NaN or infinity"
+        for key in expected
+        if key in state and state[key].shape == expected[key].shape and not state[key].isfinite().all()
+    ]
     scale = state.get("logit_scale", torch.zeros(()))
     if scale.isfinite().all() and not scale.float().exp().isfinite().all():
         problems.append("logit_scale is no logarithm: exp() of it is infinite")

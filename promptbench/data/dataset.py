@@ -226,7 +226,6 @@ def locate(name: str, root: Path | None = None, template: str | None = None) -> 
     return card, root / card.folder
 
 
-@cache
 def load(
     name: str, root: Path | None = None, allow_nonstandard: bool = False, template: str | None = None
 ) -> Dataset:
@@ -241,6 +240,19 @@ def load(
     whole, colon, style = name.rpartition(":")
     if colon and (whole in cards() or whole.endswith((".yaml", ".yml"))):
         return _of_style(load(whole, root, allow_nonstandard, template), style)
+    if name in cards() and not cards()[name][0].folder:
+        return _embedded(name, allow_nonstandard, template)
+    return _read(name, root, allow_nonstandard, template)
+
+
+@cache
+def _embedded(name: str, allow_nonstandard: bool, template: str | None) -> Dataset:
+    """`load` of a dataset inside the package. Others are read each time: their files may have changed, and a
+    relative path depends on the working folder."""
+    return _read(name, None, allow_nonstandard, template)
+
+
+def _read(name: str, root: Path | None, allow_nonstandard: bool, template: str | None) -> Dataset:
     card, folder = locate(name, root, template)
     kind = card.loader
     if allow_nonstandard and card.folder and card.source and not (folder / card.source).is_file():

@@ -20,12 +20,13 @@ class Tree(NamedTuple):
 
     ``images``: the sorted names of the images directly in each folder, by its path from the root, "" for the
     root; every folder is listed. ``others``: paths of files that are not images, and of broken links.
-    ``outside``: paths of links that point outside the root.
+    ``outside``: paths of links that point outside the root; ``broken``: of links that point nowhere.
     """
 
     images: dict[str, list[str]]
     others: list[str]
     outside: list[str]
+    broken: list[str]
 
 
 def note(what: str, paths: Sequence[str]) -> list[str]:
@@ -67,9 +68,10 @@ def list_tree(root: Path, dataset: str, depth: int | None = None) -> Tree:
             return Tree(*known["tree"])
     listed = time.time_ns()
     stamps: dict[str, tuple[int, int, int]] = {}
-    tree = Tree({}, [], [])
+    tree = Tree({}, [], [], [])
     _walk(root, "", depth, dataset, tree, stamps, frozenset())
-    kept.write(path, {"listed": listed, "stamps": stamps, "tree": tree})
+    if not tree.broken:  # their targets may appear without a change of any folder
+        kept.write(path, {"listed": listed, "stamps": stamps, "tree": tree})
     return tree
 
 
@@ -127,6 +129,8 @@ def _walk(
             mine.append(entry.name)
         else:
             tree.others.append(path)
+            if entry.is_symlink() and not is_file:
+                tree.broken.append(path)
 
 
 def _entries(folder: Path, dataset: str) -> list[os.DirEntry[str]]:

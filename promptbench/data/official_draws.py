@@ -22,7 +22,9 @@ _PATH = 4096  # characters of a path: no file system has longer ones
 class _Datum:
     """Replaces Dassl's class of one image; it has attributes only."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise TypeError("a Datum without attributes")
         self.__dict__.update(state)
 
 
@@ -41,10 +43,26 @@ class _Reader(pickle._Unpickler):  # the C version accepts all opcodes
         for code in (getattr(pickle, name)[0] for name in _OPCODES.split())
     }
 
+    def load_setitem(self) -> None:
+        _require_names(self.stack[-2:-1])
+        pickle._Unpickler.load_setitem(self)
+
+    def load_setitems(self) -> None:
+        _require_names(self.stack[::2])
+        pickle._Unpickler.load_setitems(self)
+
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = load_setitem, load_setitems
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("dassl.data.datasets.base_dataset", "Datum"):
             return _Datum
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _require_names(keys: list[Any]) -> None:
+    """Refuse keys of a dict that are no text: the hash of nested tuples takes time without bound."""
+    if not all(isinstance(key, str) for key in keys):
+        raise pickle.UnpicklingError("a key that is no text")
 
 
 def import_draw(path: Path, dataset: Dataset) -> tuple[list[Item], list[Item]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,7 +18,7 @@ from promptbench.data import dataset as data
 from promptbench.data.classnames import Classes
 from promptbench.data.images import decode
 from promptbench.data.views import Views
-from promptbench.errors import UserError
+from promptbench.errors import UserError, invalid
 from promptbench.methods._base import Batch, Method
 from promptbench.methods._registry import get_method
 from promptbench.training.device import default_device
@@ -85,6 +86,10 @@ class Classifier:
                 )
             return images.to(device, torch.float32)
         several = [images] if isinstance(images, Image.Image) else list(images)
+        if not all(isinstance(image, Image.Image) for image in several):
+            raise UserError(
+                "Images must be PIL images or a tensor [B, 3, H, W]; open files with PIL.Image.open."
+            )
         try:
             views = [self._views.test(decode(image, self._official)) for image in several]
         except ValueError as error:
@@ -122,7 +127,11 @@ def load_classifier(
     trained = known.classes(trial.train_classes)
     kind = get_method(trial.method)
     clip = FrozenCLIP.load(trial.backbone, where, default_device(device))
-    method = create(kind, clip, kind.Settings(**trial.settings), trained, trial.seed)
+    try:
+        settings = kind.Settings(**trial.settings)
+    except ValidationError as error:
+        raise invalid(error, f"The record in {folder}") from None
+    method = create(kind, clip, settings, trained, trial.seed)
     if method.state_dict():
         try:
             state = load_file(folder / PROMPTS)

@@ -138,6 +138,10 @@ def prepare(sweep: Sweep, options: RunOptions) -> Setup:
     ):
         if value not in known:
             raise unknown(f"value of {option}", value, known)
+    least = {"limit": (options.limit, 1), "jobs": (options.jobs, 1), "per-gpu": (options.per_gpu, 1)}
+    for name, (number, smallest) in {**least, "workers": (options.workers, 0)}.items():
+        if number is not None and number < smallest:
+            raise UserError(f"--{name} must be at least {smallest}, not {number}.")
     how = (options.data_root, options.allow_nonstandard_split, options.template)
     benchmarks = [get_benchmark(name) for name in dict.fromkeys(sweep.benchmark)]
     if sweep.source is not None and not any(benchmark.transfer for benchmark in benchmarks):

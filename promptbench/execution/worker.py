@@ -37,22 +37,21 @@ class Worker:
 
     def done(self, trial: Trial) -> Record | UserError | None:
         """The record of a trial that nothing is left to do for: it is whole, and so are the files beside it.
-        The error if a newer version of the program made it, which is never replaced."""
+        The error if a newer version of the program made it, or if it cannot be read: it is never replaced."""
         folder = trial.folder(self.job.out)
         done = examine(folder)
-        if isinstance(done, Fault) and done.newer:
-            error = UserError(
-                f"{done.path} was {done.why} of promptbench and is left as it is; update promptbench, or "
-                "choose another --out."
-            )
+        if isinstance(done, Fault) and (done.newer or done.unread):
+            what = f"was {done.why} of promptbench" if done.newer else f"cannot be read ({done.why})"
+            fix = "update promptbench" if done.newer else "make it readable"
+            error = UserError(f"{done.path} {what} and is left as it is; {fix}, or choose another --out.")
             self.reporter.fail(trial, error)
             return error
         old = self.job.replace.get(trial.hash)
         if done is None or (old is not None and old == identity(folder)):
             return None
-        damage = f"{RECORD} is damaged ({done.why})" if isinstance(done, Fault) else done.damage(folder)
-        if isinstance(done, Fault) or damage:
-            self.reporter.note(trial, f"{damage}; the trial is run again")
+        if isinstance(done, Fault) or (damage := done.damage(folder, trial)):
+            what = f"{RECORD} is damaged ({done.why})" if isinstance(done, Fault) else damage
+            self.reporter.note(trial, f"{what}; the trial is run again")
             return None
         self.reporter.finish(trial, done, skipped=True)
         return done
@@ -70,9 +69,13 @@ class Worker:
                 loaded.memory.share = job.share
                 self.clips[key] = loaded.compile() if job.compiled else loaded
             clip, fresh = self.clips[key], trial.hash in job.replace
+            if len(trial.weights) == len(clip.fingerprint) and trial.weights != clip.fingerprint:
+                raise UserError("its weights file was replaced after the command had started; run it again.")
             with suitable_threads(job.device, clip.shape):
                 if not fresh and discard_damaged(trial.folder(job.out)):
-                    self.reporter.note(trial, "its checkpoint was damaged; the trial starts over")
+                    self.reporter.note(
+                        trial, "its checkpoint was damaged, or made by other code; it starts over"
+                    )
                 record = run_trial(
                     trial,
                     job.datasets,

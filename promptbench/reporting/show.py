@@ -30,8 +30,8 @@ def find_record(run: str, out: Path) -> tuple[Record, Path]:
         what = "No run" if not places else f"{len(places)} runs"
         such = f" (such as {places[0]} and {places[1]})" if places else ""
         raise UserError(
-            f"{what} under {out} with a hash starting with {run!r}{such}; give its folder, or look with "
-            f"`promptbench compare --out {out} --format csv`."
+            f"{what} under {out} with a hash starting with {run!r}{such}; give its folder under "
+            f"{out / 'runs'}, whose name ends with the hash."
         )
     if isinstance(found := examine(places[0]), Record):
         return found, Path(places[0])

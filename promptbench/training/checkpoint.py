@@ -13,6 +13,7 @@ from torch import Tensor
 from promptbench.errors import UserError
 from promptbench.storage import canonical, write_atomic
 from promptbench.training.files import CHECKPOINT, METRICS
+from promptbench.training.provenance import code_hash
 from promptbench.training.steps import Steps
 
 
@@ -44,7 +45,13 @@ def save(folder: Path, progress: Progress, steps: Steps) -> None:
     write_atomic(folder / METRICS, "".join(canonical(row) + "\n" for row in progress.history))
     content = io.BytesIO()
     torch.save(state, content)
-    write_atomic(folder / CHECKPOINT, content.getvalue() + hashlib.sha256(content.getbuffer()).digest())
+    write_atomic(folder / CHECKPOINT, content.getvalue() + digest(content.getvalue()))
+
+
+def digest(saved: bytes) -> bytes:
+    """What a checkpoint ends with: its SHA-256 together with the code's, which the rest of the training must
+    have in common with its beginning."""
+    return hashlib.sha256(saved + code_hash().encode()).digest()
 
 
 def resume(folder: Path, steps: Steps) -> Progress:
@@ -93,5 +100,5 @@ def _read(path: Path) -> bytes | None:
         content = path.read_bytes()
     except OSError:
         return None
-    saved, digest = content[:-32], content[-32:]
-    return saved if hashlib.sha256(saved).digest() == digest else None
+    saved, found = content[:-32], content[-32:]
+    return saved if digest(saved) == found else None

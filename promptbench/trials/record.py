@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,8 +104,11 @@ class Record(BaseModel):
         digest = hashlib.sha256(body.encode()).hexdigest()
         write_atomic(folder / RECORD, f'{body},\n "digest": "{digest}"\n}}\n')
 
-    def damage(self, folder: Path) -> str:
-        """What of the files in ``folder`` is not as the record says; empty if all are."""
+    def damage(self, folder: Path, trial: Trial | None = None) -> str:
+        """What of the files in ``folder`` is not as the record says, or that the record is of another trial
+        than ``trial``; empty if all is as it should be."""
+        if trial is not None and self.hash != trial.hash:
+            return f"{RECORD} is that of another trial"
         for name, expected in self.files.items():
             try:
                 if hash_file(folder / name) != expected:
@@ -138,18 +142,21 @@ class Fault(NamedTuple):
     path: Path
     newer: bool
     why: str
+    unread: bool = False  # the system did not give its contents: it may be whole
 
 
 def examine(folder: Path | str, kind: type[Record] = Record) -> Record | Fault | None:
     """The record in a trial's folder, None if there is no file, or what is wrong with it."""
     path = os.path.join(folder, RECORD)  # noqa: PTH118  # twice as fast
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # reading a pipe would wait for ever
+            return Fault(Path(path), False, "not a regular file")
         with open(path, "rb") as file:  # noqa: PTH123
             text = file.read(_LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return Fault(Path(path), False, error.strerror or "cannot be read")
+        return Fault(Path(path), False, error.strerror or type(error).__name__, unread=True)
     if len(text) > _LARGEST:
         return Fault(Path(path), False, f"larger than {_LARGEST >> 20} MB, as no record is")
     return parse(text, path, kind)
@@ -182,7 +189,7 @@ def _is_newer(text: bytes, error: ValidationError) -> bool:
         document = json.loads(text)
         if int(document["schema_version"]) > SCHEMA:
             return True
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return False
     wrong = [(one["type"], len(one["loc"])) for one in error.errors(include_input=False)]
     return set(wrong) == {("extra_forbidden", 1)} and document.keys() > {*Record.model_fields, "digest"}
