@@ -190,3 +190,24 @@ def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "zeroshot on icons: base" in text
     assert "logits: (3, 25)" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: pb.run([]), "Name at least one method"),
+        (lambda: pb.run("zeroshot", dataset=pb.load_dataset("icons")), "dataset takes a name"),
+        (lambda: pb.run("zeroshot", dataset="icons", limit=0), "--limit must be at least 1, not 0"),
+        (lambda: pb.run("zeroshot", dataset="icons", jobs=-1), "--jobs must be at least 1, not -1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_sentence(call: Any, said: str) -> None:
+    with pytest.raises(pb.UserError, match=said):
+        call()
+
+
+def test_lists_give_lists(make_dataset: Any, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": make_dataset(), "out": tmp_path / "out", "quiet": True}
+    alone = pb.run("zeroshot", **given)
+    assert pb.run(["zeroshot"], **given) == [alone]
+    assert pb.run("zeroshot", seeds=[1, 2], **given) == [alone]

@@ -326,3 +326,10 @@ def test_a_scale_that_is_no_logarithm(state: State) -> None:
 def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder; give the weights file in it"):
         weights.weights_file("ViT-B-16-quickgelu", str(tmp_path))
+
+
+def test_arrays_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    """A view of stride 0: a file of a kilobyte that claims terabytes."""
+    torch.save({"x": torch.zeros(1).expand(10**12)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="x is larger than what the file holds"):
+        weight_files.read_weights(tmp_path / "w.pt")
