@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -196,7 +196,7 @@ def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("call", "said"),
     [
         (lambda: pb.run([]), "Name at least one method"),
-        (lambda: pb.run("zeroshot", dataset=pb.load_dataset("icons")), "dataset takes a name"),
+        (lambda: pb.run("zeroshot", dataset=cast(Any, pb.load_dataset("icons"))), "dataset takes a name"),
         (lambda: pb.run("zeroshot", dataset="icons", limit=0), "--limit must be at least 1, not 0"),
         (lambda: pb.run("zeroshot", dataset="icons", jobs=-1), "--jobs must be at least 1, not -1"),
     ],

@@ -196,10 +196,8 @@ def test_one_image_has_one_path(make_dataset: Any) -> None:
     for number, entry in enumerate(parts["train"]):
         entry[0] = [f"./{entry[0]}", entry[0].replace("/", "\\"), entry[0].replace("/", "//")][number % 3]
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(parts).encode())  # a byte order mark
-    data.load.cache_clear()
     assert data.load(str(card)).splits == plain.splits
     path.write_text(json.dumps(parts), "utf-16")
-    data.load.cache_clear()
     with pytest.raises(UserError, match="is UTF-16 text; save it as UTF-8"):
         data.load(str(card))
 
@@ -314,7 +312,6 @@ def test_damaged_archive(make_dataset: Any, tmp_path: Path, member: str) -> None
     whole = archive.read_bytes()
     assert len(data.load(str(card)).classnames) == 5
     archive.write_bytes(whole[: place + 5] + b"\xff" * 8 + whole[place + 13 :])
-    data.load.cache_clear()
     with pytest.raises(UserError, match=r"all\.zip cannot be unpacked"):
         data.load(str(card))
 
@@ -339,7 +336,6 @@ def test_linked_images_are_taken_and_told(make_dataset: Any, tmp_path: Path) -> 
     assert note == "read through links that point outside the folder: 1 file, such as 'images/0/train0.png'"
     second.unlink()
     second.symlink_to("gone.png")
-    data.load.cache_clear()
     with pytest.raises(UserError, match=r"train1\.png', which is a link to .*gone\.png, which is not there"):
         data.load(str(card))
 
@@ -351,14 +347,12 @@ def test_a_folder_that_is_called_like_a_shipped_dataset(
         for number in range(3):
             mini.picture(tmp_path / "icons" / name / f"{number}.png", number)
     monkeypatch.chdir(tmp_path)
-    data.load.cache_clear()
     assert data.load("icons").notes == (
         "this is promptbench's own dataset 'icons'; for the folder of that name give './icons'",
     )
     mine = data.load("./icons")
     assert (mine.name, mine.classnames, mine.notes) == ("my-icons", ("cat", "dog"), ())
     monkeypatch.chdir("/")
-    data.load.cache_clear()
     assert data.load("icons").notes == ()
 
 
@@ -474,7 +468,6 @@ def test_worker_processes_change_nothing(colours: data.Dataset) -> None:
 
 def test_fingerprint_covers_what_results_depend_on(make_dataset: Any) -> None:
     def fingerprint(**card: Any) -> str:
-        data.load.cache_clear()
         return data.load(str(make_dataset(card=card))).fingerprint
 
     first = fingerprint()

@@ -241,8 +241,11 @@ def load(
     if colon and (whole in cards() or whole.endswith((".yaml", ".yml"))):
         return _of_style(load(whole, root, allow_nonstandard, template), style)
     if name in cards() and not cards()[name][0].folder:
-        return _embedded(name, allow_nonstandard, template)
-    return _read(name, root, allow_nonstandard, template)
+        found = _embedded(name, allow_nonstandard, template)
+    else:
+        found = _read(name, root, allow_nonstandard, template)
+    note = _namesake(name)
+    return replace(found, notes=(*found.notes, note)) if note else found
 
 
 @cache
@@ -273,7 +276,6 @@ def _read(name: str, root: Path | None, allow_nonstandard: bool, template: str |
     _check_names(card, classnames)
     # everything a result depends on
     identity = hash_value([found.fingerprint, card.template, card.flip])
-    notes = [*found.notes, *_namesake(name, folder)]
     return Dataset(
         card,
         classnames,
@@ -282,19 +284,19 @@ def _read(name: str, root: Path | None, allow_nonstandard: bool, template: str |
         identity,
         nonstandard,
         official=found.official,
-        notes=tuple(notes),
+        notes=tuple(found.notes),
     )
 
 
-def _namesake(name: str, folder: Path) -> list[str]:
+def _namesake(name: str) -> str:
     """A note if a shipped dataset is used although the user may have meant a folder of that name."""
     mine = Path(name)
-    if name not in cards() or not mine.is_dir() or mine.resolve() == folder.resolve():
-        return []
+    if name not in cards() or not mine.is_dir() or mine.resolve() == cards()[name][1].resolve():
+        return ""
     with suppress(OSError):
         if not (mine / "split.json").is_file() and not any(one.is_dir() for one in mine.iterdir()):
-            return []
-    return [f"this is promptbench's own dataset {name!r}; for the folder of that name give './{name}'"]
+            return ""
+    return f"this is promptbench's own dataset {name!r}; for the folder of that name give './{name}'"
 
 
 def with_draws(dataset: Dataset, folder: Path) -> Dataset:

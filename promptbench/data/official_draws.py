@@ -19,6 +19,9 @@ _LARGEST = 64 << 20  # bytes of an official draw: a million images
 _PATH = 4096  # characters of a path: no file system has longer ones
 
 
+_PYTHON = pickle._Unpickler.dispatch  # what each opcode does
+
+
 class _Datum:
     """Replaces Dassl's class of one image; it has attributes only."""
 
@@ -37,32 +40,32 @@ _OPCODES = (
 )
 
 
+def _require_names(keys: list[Any]) -> None:
+    """Refuse keys of a dict that are no text: the hash of nested tuples takes time without bound."""
+    if not all(isinstance(key, str) for key in keys):
+        raise pickle.UnpicklingError("a key that is no text")
+
+
+def _set_item(reader: Any) -> None:
+    _require_names(reader.stack[-2:-1])
+    _PYTHON[pickle.SETITEM[0]](reader)
+
+
+def _set_items(reader: Any) -> None:
+    _require_names(reader.stack[::2])
+    _PYTHON[pickle.SETITEMS[0]](reader)
+
+
 class _Reader(pickle._Unpickler):  # the C version accepts all opcodes
     dispatch = {
-        code: pickle._Unpickler.dispatch[code]
-        for code in (getattr(pickle, name)[0] for name in _OPCODES.split())
+        **{code: _PYTHON[code] for code in (getattr(pickle, name)[0] for name in _OPCODES.split())},
+        **{pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items},
     }
-
-    def load_setitem(self) -> None:
-        _require_names(self.stack[-2:-1])
-        pickle._Unpickler.load_setitem(self)
-
-    def load_setitems(self) -> None:
-        _require_names(self.stack[::2])
-        pickle._Unpickler.load_setitems(self)
-
-    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = load_setitem, load_setitems
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("dassl.data.datasets.base_dataset", "Datum"):
             return _Datum
         raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def _require_names(keys: list[Any]) -> None:
-    """Refuse keys of a dict that are no text: the hash of nested tuples takes time without bound."""
-    if not all(isinstance(key, str) for key in keys):
-        raise pickle.UnpicklingError("a key that is no text")
 
 
 def import_draw(path: Path, dataset: Dataset) -> tuple[list[Item], list[Item]]:
