@@ -43,7 +43,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "pip install 'promptbench[ray]'" in capsys.readouterr().err
+    assert "run `pip install '.[ray]'` on every node, in a checkout of the same version." in capsys.readouterr().err
 
 
 def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
