@@ -28,7 +28,7 @@ class VPT(Method):
     Trainable parameters: J * n_v * d_v   (ViT-B/16, 8 tokens, J = 12: 73,728; 2 tokens, J = 1: 1,536).
 
     Settings (muzairkhattak/multimodal-prompt-learning: trainers/vpt.py, configs/trainers/VPT): deep with 8
-    tokens and J = 12, lr 0.0025, batch 4, 5 epochs; shallow is ``--set n_ctx_vision=2 depth_vision=1``.
+    tokens and J = 12, lr 0.0025, batch 4, 5 epochs; shallow (2 tokens, J = 1) is the variant ``vpt-shallow``.
     Its transfer script (scripts/vpt/xd_test_vpt.sh) tests epoch 2, though 5 are trained; here all benchmarks
     have the 5 [our choice], and no published table rests on it. The VPT paper itself puts prompts right
     behind the class token, which without positional embedding is the same, and trains a classifier head,

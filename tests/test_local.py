@@ -204,7 +204,7 @@ def test_a_claimed_trial_is_left_to_its_owner(
         shutil.copytree(theirs, mine.folder(tmp_path))
     waiting.join()
     told = capsys.readouterr().err
-    assert "another command is at" in told
+    assert "another command runs " in told
     assert "already done: coop" in told
     record = mine.folder(tmp_path) / "record.json"
     assert record.read_bytes() == (theirs / "record.json").read_bytes()  # it was not trained here

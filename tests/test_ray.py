@@ -43,7 +43,10 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "pip install 'promptbench[ray]'" in capsys.readouterr().err
+    assert (
+        "run `pip install '.[ray]'` on every node, in a checkout of the same version."
+        in capsys.readouterr().err
+    )
 
 
 def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +277,7 @@ def test_force_a_failing_trial_and_one_claimed_by_another_command(
         shutil.copytree(theirs, other.folder(tmp_path))
     waiting.join()
     told = capsys.readouterr().err
-    assert "another command is at" in told
+    assert "another command runs " in told
     assert "already done: coop" in told
     record = other.folder(tmp_path) / "record.json"
     assert record.read_bytes() == (theirs / "record.json").read_bytes()  # it was not trained on a node

@@ -68,7 +68,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             )
         raise UserError(
             f"Records {hashes} answer the same question ({first['method']} on {first['dataset']}) with "
-            "different settings; delete one of the folders or keep them in apart --out folders."
+            "different settings; delete one of the folders or keep them in separate --out folders."
         )
     return table
 
@@ -101,7 +101,7 @@ def _require_same(what: str, records: Sequence[tuple[str, str, str]]) -> None:
             against = " against ".join(few(sorted(hashes), 2) for hashes in versions.values())
             raise UserError(
                 f"The records of {name} were made with different {what} and cannot be compared "
-                f"({against}); keep them in apart --out folders or delete the old ones."
+                f"({against}); keep them in separate --out folders or delete the old ones."
             )
 
 

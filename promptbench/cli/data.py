@@ -25,14 +25,14 @@ Names = Annotated[
     epilog=examples("promptbench data check --data-root ~/data", "promptbench data check dtd eurosat --full")
 )
 def check(
-    names: Names = None,
+    chosen: Names = None,
     data_root: DataRoot = None,
     full: Annotated[bool, typer.Option("--full", help="Decode every image, not a sample.")] = False,
 ) -> None:
     """Check whether the datasets match their cards. Exit code 1 if anything is missing or differs."""
     from promptbench.data.check import check
 
-    found = check(names or [], data_root, full)
+    found = check(chosen or [], data_root, full)
     print_rows([one.row() for one in found])
     for one in found:
         for problem in [*one.problems, *one.notes]:
@@ -44,7 +44,7 @@ def check(
 @app.command(
     epilog=examples("promptbench data prepare --data-root ~/data", "promptbench data prepare imagenet sun397")
 )
-def prepare(names: Names = None, data_root: DataRoot = None) -> None:
+def prepare(chosen: Names = None, data_root: DataRoot = None) -> None:
     """Unpack downloaded archives, sort ImageNet's validation images and list folders once.
 
     This writes into the data root; no other command does. Nothing is downloaded.
@@ -55,7 +55,7 @@ def prepare(names: Names = None, data_root: DataRoot = None) -> None:
     root = resolve(data_root)
     if root is None:
         raise UserError("Give the folder of the datasets with --data-root or PROMPTBENCH_DATA.")
-    for line in prepare(names or [], root):
+    for line in prepare(chosen or [], root):
         say(line)
 
 

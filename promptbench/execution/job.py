@@ -1,4 +1,4 @@
-"""What a command hands to whoever runs its trials, and whom they tell."""
+"""What an executor gets (`Job`), and the progress it reports (`Reporter`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

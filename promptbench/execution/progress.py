@@ -45,7 +45,7 @@ class PlainReporter:
         self._print(f"[{number}/{total}] {trial.label}")
 
     def wait(self, trial: Trial) -> None:
-        self._print(f"  another command is at {trial.label}: waiting for it")
+        self._print(f"  another command runs {trial.label}; waiting for it")
 
     def note(self, trial: Trial, text: str) -> None:
         if (trial.hash, text) not in self.noted:
@@ -140,11 +140,11 @@ class RichReporter(PlainReporter):
 
 
 def _pace(record: Record) -> str:
-    """Pictures per second in training and the share of its time spent waiting for them."""
+    """Images per second in training and the share of its time spent waiting for them."""
     if not record.steps or not record.seconds.train:
         return ""
     share = record.seconds.wait / record.seconds.train
-    return f"  ({record.pictures_per_second:,.0f} pictures/s, {share:.0%} of it waiting for data)"
+    return f"  ({record.pictures_per_second:,.0f} images/s, {share:.0%} of it waiting for data)"
 
 
 def _epochs(trial: Trial) -> int:

@@ -14,7 +14,7 @@ from promptbench.trials.trial import Trial
 
 
 def run_tables(records: Sequence[Record]) -> Iterator[str]:
-    """The table of each benchmark in ``records``. Raises UserError as `compare.frame`."""
+    """The table of each benchmark in ``records``. Raises UserError as `analysis.summary.frame`."""
     for benchmark in dict.fromkeys(record.trial.benchmark for record in records):
         mine = [record for record in records if record.trial.benchmark == benchmark]
         backbones = sorted({record.trial.backbone for record in mine})

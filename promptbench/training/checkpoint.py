@@ -1,4 +1,4 @@
-"""What training has done so far, and the checkpoint that a run which was cut off resumes from."""
+"""What training has done so far, and the checkpoint that a run which was interrupted resumes from."""
 
 import hashlib
 import io

@@ -45,8 +45,8 @@ class Training:
 
     ``items``: the few-shot images of ``dataset``; ``classes``: their label space; ``validation``: few-shot
     validation images, for methods that choose something by them. With a ``folder``, metrics and a checkpoint
-    are written there after every epoch, and a training that was cut off resumes. ``measure`` is called after
-    every epoch; what it returns goes into the metrics and nowhere else. ``report`` is called after that.
+    are written there after every epoch, and a training that was interrupted resumes. ``measure`` is called
+    after every epoch; what it returns goes into the metrics and nowhere else. ``report`` is called then.
     """
 
     dataset: Dataset

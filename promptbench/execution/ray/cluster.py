@@ -16,7 +16,9 @@ from promptbench.trials.trial import Trial
 try:
     import ray
 except ImportError:
-    raise UserError("Ray is not installed; run `pip install 'promptbench[ray]'` on every node.") from None
+    raise UserError(
+        "Ray is not installed; run `pip install '.[ray]'` on every node, in a checkout of the same version."
+    ) from None
 
 from promptbench.execution.ray.connection import connect, nodes_alive
 from promptbench.execution.ray.driver import Driver

@@ -21,7 +21,7 @@ from promptbench.execution.claims import claim
 from promptbench.execution.job import Job, Reporter, Results
 from promptbench.execution.ray.connection import Resources, nodes_alive
 from promptbench.execution.ray.placement import has_room, request
-from promptbench.execution.ray.task import Events, NodeError, Setup, portable, run_trial_here
+from promptbench.execution.ray.task import Events, NodeError, SharedJob, portable, run_trial_here
 from promptbench.execution.worker import Worker
 from promptbench.storage import sweep, write_atomic
 from promptbench.training.files import CHECKPOINT, FILES, RECORD
@@ -60,7 +60,7 @@ class Driver:
         self.events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": own})
         datasets = {name: portable(dataset) for name, dataset in job.datasets.items()}
         bare = replace(job, datasets={})
-        self.setup = [ray.put(Setup(bare, datasets, Events(self.events)))]
+        self.setup = [ray.put(SharedJob(bare, datasets, Events(self.events)))]
         self.task = ray.remote(max_retries=RETRIES)(run_trial_here)
 
     def run(self, jobs: int) -> Results:

@@ -64,7 +64,7 @@ class Shipped:
 
 
 @dataclass(frozen=True)
-class Setup:
+class SharedJob:
     """What all trials of a command share, in the object store once. ``job``: datasets and features are the
     node's own matter."""
 
@@ -94,9 +94,9 @@ def run_trial_here(
 ) -> dict[str, bytes] | UserError:
     """The files of a trial by name, or the user's mistake it failed by; a NodeError if it is this node's.
 
-    ``setup`` holds the reference to the Setup (alone it would be fetched anew for every trial). The folder it
-    works in depends on trial and code only: where the trial was cut off, the next attempt on this node goes
-    on; what other code left is never used.
+    ``setup`` holds the reference to the SharedJob (alone it would be fetched anew for every trial). The
+    folder it works in depends on trial and code only: where the trial was interrupted, the next attempt on
+    this node goes on; what other code left is never used.
     """
     try:
         if code != code_hash():
@@ -130,7 +130,7 @@ def run_trial_here(
 def _prepare(reference: Any) -> Worker:
     global _ready
     if _ready is None or _ready[0] != reference.hex():
-        setup: Setup = ray.get(reference)
+        setup: SharedJob = ray.get(reference)
         datasets = {}
         for name, one in setup.datasets.items():
             datasets[name] = dataset = one.load() if isinstance(one, Shipped) else one
