@@ -14,6 +14,8 @@ from promptbench.checks import regress, steptime
 from promptbench.checks.baseline import Baseline, Limits, Result, read_baseline, require_same
 from promptbench.checks.regress import Fresh, compare
 from promptbench.checks.steptime import Pace, against
+from promptbench.data.dataset import Dataset
+from promptbench.errors import UserError
 from promptbench.execution import local
 from promptbench.execution.options import RunOptions
 from promptbench.execution.setup import prepare
@@ -234,13 +236,24 @@ def test_a_planted_slowdown_is_caught(
 
 
 def test_a_run_that_fails_or_is_gone_is_caught(
-    nightly: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nightly: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    picture = made / "two/images/0/test0.png"
-    right = picture.read_bytes()
-    picture.write_bytes(b"x" * len(right))
-    assert call(*nightly) == 1
-    picture.write_bytes(right)
+    image = made / "two/images/0/test0.png"
+    right = image.read_bytes()
+    image.write_bytes(b"x" * len(right))
+    assert call(*nightly) == 2  # other contents are other data
+    assert "was made with different data of two and cannot be compared" in capsys.readouterr().err
+    image.write_bytes(right)
+
+    def fail(self: Dataset, path: str) -> Any:
+        if self.name == "two" and path == "images/0/test0.png":
+            raise UserError("Image cannot be read.")
+        return read(self, path)
+
+    read = Dataset.image
+    with monkeypatch.context() as broken:
+        broken.setattr(Dataset, "image", fail)
+        assert call(*nightly) == 1
     text = capsys.readouterr().out
     assert "- **failed**: coop (epochs=2) on two, 2 shots, seed 1: " in text
     assert "- **missing**: zeroshot on two, novel classes (base2novel, 0 shots, seed 0)" in text
