@@ -40,6 +40,13 @@ def trials(dataset: data.Dataset, *methods: str, **changes: Any) -> list[Trial]:
     return plan(BENCHMARKS["base2novel"], kinds, [dataset], shots=[2], epochs=2, **changes)
 
 
+class Stopped(PlainReporter):
+    """Ends a command after the first epoch."""
+
+    def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
+        raise KeyboardInterrupt
+
+
 def run(planned: list[Trial], dataset: data.Dataset, out: Path, **options: Any) -> Outcome:
     return execute(planned, {dataset.name: dataset}, out, PlainReporter(), **options)
 
@@ -184,10 +191,6 @@ def test_the_few_shot_draw_is_named_by_its_hash(colours: data.Dataset, tmp_path:
 def test_a_changed_checkpoint_is_never_resumed_from(
     colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(PlainReporter):
-        def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
-            raise KeyboardInterrupt
-
     planned = trials(colours, "coop")
     run(planned, colours, tmp_path / "straight")
     expected = content(planned[0].folder(tmp_path / "straight"))
@@ -308,10 +311,6 @@ def test_a_record_in_the_folder_of_another_trial_is_not_done(
 def test_a_checkpoint_of_other_code_is_not_continued(
     colours: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(PlainReporter):
-        def epoch(self, trial: Trial, progress: Progress, epochs: int) -> None:
-            raise KeyboardInterrupt
-
     planned = trials(colours, "coop")
     with pytest.raises(KeyboardInterrupt):
         execute(planned, {colours.name: colours}, tmp_path, Stopped())

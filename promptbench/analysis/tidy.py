@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from promptbench.errors import UserError
 from promptbench.trials.record import BriefRecord, Fault, each_record
 
 COLUMNS = (
@@ -21,8 +20,7 @@ def tidy(out: Path) -> pd.DataFrame:
     rows = []
     for folder, record in each_record(out, BriefRecord):
         if isinstance(record, Fault):
-            fix = "update promptbench" if record.newer else "delete it and run the trial again"
-            raise UserError(f"{record.path} is no record that can be read ({record.why}); {fix}.")
+            raise record.error
         trial = record.trial
         for one in record.evaluations:
             values = (

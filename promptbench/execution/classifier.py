@@ -113,7 +113,7 @@ def load_classifier(
     if record is None:
         raise UserError(f"There is no record in {folder}; give the folder of a finished trial.")
     if isinstance(record, Fault):
-        raise UserError(f"{record.path} is no record that can be read ({record.why}); run the trial again.")
+        raise record.error
     if damage := record.damage(folder):
         raise UserError(f"{folder}: {damage}; run the trial again.")
     trial = record.trial

@@ -19,8 +19,7 @@ def find_record(run: str, out: Path) -> tuple[Record, Path]:
     if isinstance(found, Record):
         return found, folder
     if isinstance(found, Fault):
-        fix = "update promptbench" if found.newer else "delete it and run the trial again"
-        raise UserError(f"{found.path} is no record that can be read ({found.why}); {fix}.")
+        raise found.error
     places = [
         place
         for place, brief in (each_record(out, BriefRecord) if run else ())

@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from promptbench.errors import UserError
 from promptbench.storage import hash_file, write_atomic
 from promptbench.training.counts import Confused, Counts
 from promptbench.training.files import RECORD, SideFile
@@ -143,6 +144,12 @@ class Fault(NamedTuple):
     newer: bool
     why: str
     unread: bool = False  # the system did not give its contents: it may be whole
+
+    @property
+    def error(self) -> UserError:
+        """What a command says that needs this one record."""
+        fix = "update promptbench" if self.newer else "delete it and run the trial again"
+        return UserError(f"{self.path} is no record that can be read ({self.why}); {fix}.")
 
 
 def examine(folder: Path | str, kind: type[Record] = Record) -> Record | Fault | None:
